@@ -1,0 +1,509 @@
+"""The dispatcher: every call of a cache takes one path through it, from the span at the top to the two seats below.
+
+A hit in the local seat does not come this far: the face looks through ``find``, ``until`` and ``touch``, which are bound to the
+local store's own tables while nothing stands in the way, and to an empty table while something does (no local store, deep copies,
+an override or a sandbox somewhere in the process, the kill switch, a closed cache). Then the call comes here.
+"""
+
+import math
+import os
+import weakref
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Final, Literal, TypeAlias, final
+
+from asynccache._glob import compile_glob
+from asynccache._loading import BulkFactory, Factory, Loader, as_entry, life_of
+from asynccache._locks import LocalLeases
+from asynccache._seats import Found, OnError, Seats
+from asynccache.backend import Backend, Lease, Leases, OnlyIf
+from asynccache.backends.memory import Life, MemoryBackend
+from asynccache.clock import Clock
+from asynccache.duration import seconds
+from asynccache.entry import MISSING, Entry
+from asynccache.errors import CacheClosed, LockTimeout
+from asynccache.policy import Policy, Terms
+from asynccache.stats import Counters, Stats
+from asynccache.telemetry import NO_SPAN, CallSpan, Telemetry, Tracing
+
+__all__ = ["Dispatcher", "World", "override", "worlds"]
+
+Mode: TypeAlias = Literal["bypass", "refresh"] | None
+
+_NOTHING: Final[dict[str, Any]] = {}
+_override: ContextVar[Mode] = ContextVar("asynccache_override", default=None)
+_world: ContextVar["World | None"] = ContextVar("asynccache_world", default=None)
+_dispatchers: "weakref.WeakSet[Dispatcher]" = weakref.WeakSet()
+
+
+@dataclass(slots=True)
+class _Detours:
+    """How many reasons there are, anywhere in the process, for a hit not to take the short way."""
+
+    count: int = 0
+
+    def change(self, by: int) -> None:
+        self.count += by
+        for dispatcher in list(_dispatchers):
+            dispatcher.bind()
+
+
+_detours = _Detours()
+
+
+@final
+class World:
+    """A sandbox: an empty in-memory store of its own behind every cache that is used in it."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self._dispatchers: weakref.WeakKeyDictionary[Dispatcher, Dispatcher] = weakref.WeakKeyDictionary()
+
+    def dispatcher(self, outside: "Dispatcher") -> "Dispatcher":
+        """What stands for the dispatcher here."""
+        inside = self._dispatchers.get(outside)
+        if inside is None:
+            inside = self._dispatchers[outside] = outside.twin(self.clock)
+        return inside
+
+    async def aclose(self) -> None:
+        """End what still runs here."""
+        for dispatcher in list(self._dispatchers.values()):
+            await dispatcher.aclose()
+
+
+@contextmanager
+def worlds(world: World) -> Any:
+    """Have every cache used in this context, and in tasks begun in it, live in the world."""
+    token = _world.set(world)
+    _detours.change(+1)
+    try:
+        yield world
+    finally:
+        _detours.change(-1)
+        try:
+            _world.reset(token)
+        except ValueError:
+            _world.set(None)  # entered in one context and left in another, as some test frameworks do
+
+
+@contextmanager
+def override(mode: Mode) -> Any:
+    """Have the loads of this context, and of tasks begun in it, done in this way."""
+    token = _override.set(mode)
+    _detours.change(+1)
+    try:
+        yield
+    finally:
+        _detours.change(-1)
+        _override.reset(token)
+
+
+@final
+class Dispatcher:
+    """What all views of one cache share.
+
+    Attributes:
+        find: The value of a whole key in the local seat, or the default.
+        until: Until when a hit on it needs no second look; ``None`` for ever.
+        touch: Counts the hit for the eviction policy.
+        now: Monotonic seconds.
+        counters: The plain integers behind the statistics.
+    """
+
+    def __init__(
+        self,
+        *,
+        local: MemoryBackend | None,
+        remote: Backend | None,
+        owned: Sequence[MemoryBackend | Backend],
+        clock: Clock,
+        name: str,
+        policy: Policy,
+        on_error: OnError,
+        telemetry: Telemetry | None,
+    ) -> None:
+        self.name = name
+        self.policy = policy
+        self.terms = Terms.of(policy)
+        self.counters = Counters()
+        self.local = local
+        self.remote = remote
+        self.now: Callable[[], float] = clock.monotonic
+        self.disabled = os.environ.get("ASYNCCACHE_DISABLE", "").strip().lower() in ("1", "true", "yes", "on")
+        self.backend_name = remote.name if remote is not None else "memory"
+        self.tracing = Tracing(telemetry, cache=name, backend=self.backend_name)
+        self.seats = Seats(
+            local=local, remote=remote, clock=clock, counters=self.counters, on_error=on_error, name=name
+        )
+        self.loader = Loader(self.seats, self.counters, self.tracing)
+        self.locks = LocalLeases(clock)
+        self.closed = False
+        self._clock = clock
+        self._owned = owned
+        self._on_error = on_error
+        self._telemetry = telemetry
+        self.find: Callable[[str, Any], Any] = _NOTHING.get
+        self.until: Callable[[str], float | None] = _NOTHING.get
+        self.touch: Callable[[str], object] = _NOTHING.get
+        self.bind()
+        _dispatchers.add(self)
+
+    def bind(self) -> None:
+        """Open the short way for hits, or close it."""
+        local = self.local
+        short = (
+            local is not None
+            and not local.copies
+            and not self.closed
+            and not self.disabled
+            and not self.tracing.own_provider
+            and not _detours.count
+        )
+        if local is not None:
+            self.until = local.deadlines.get
+            self.touch = local.eviction_policy.touch
+        self.find = local.values.get if short and local is not None else _NOTHING.get
+
+    def here(self) -> "Dispatcher":
+        """This dispatcher, or what stands for it in the sandbox that the caller is in.
+
+        Raises:
+            CacheClosed: It was closed.
+        """
+        if _detours.count:
+            world = _world.get()
+            if world is not None and self._clock is not world.clock:
+                self._check_open()
+                return world.dispatcher(self)
+        self._check_open()
+        return self
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise CacheClosed(f"the cache {self.name!r} is closed")
+
+    def twin(self, clock: Clock) -> "Dispatcher":
+        """The same cache over an empty in-memory store."""
+        return Dispatcher(
+            local=MemoryBackend(max_entries=None, clock=clock),
+            remote=None,
+            owned=(),
+            clock=clock,
+            name=self.name,
+            policy=self.policy,
+            on_error=self._on_error,
+            telemetry=self._telemetry,
+        )
+
+    # Reading
+
+    async def get(self, key: str, default: Any) -> Any:
+        """The fresh value, or the default."""
+        with self.tracing.call("cache.get", key) as span:
+            value = await self._read(key, span)
+            return default if value is MISSING else value
+
+    async def _read(self, key: str, span: CallSpan) -> Any:
+        counters = self.counters
+        if self.disabled:
+            counters.misses += 1
+            span.result("bypass")
+            return MISSING
+        found = self.seats.look(key, self.now())
+        tier = "local"
+        if (found is None or self.now() >= found[1].fresh_until) and self.remote is not None:
+            found = await self.seats.fetch(key)
+            tier = "remote"
+        now = self.now()
+        if found is None or now >= found[1].fresh_until:
+            counters.misses += 1
+            span.result("miss")
+            return MISSING
+        counters.hits += 1
+        self.loader.used(key, found[1], now)
+        span.result("negative" if found[0] is None else "hit", tier)
+        return found[0]
+
+    async def get_many(self, keys: Mapping[str, str]) -> dict[str, Any]:
+        """The fresh values of those found.
+
+        Args:
+            keys: The whole key of each.
+        """
+        with self.tracing.call("cache.get_many", size=len(keys)):
+            values: dict[str, Any] = {}
+            absent: list[str] = []
+            now = self.now()
+            for key, full in keys.items():
+                found = None if self.disabled else self.seats.look(full, now)
+                if found is not None and now < found[1].fresh_until:
+                    self.loader.used(full, found[1], now)
+                    values[key] = found[0]
+                else:
+                    absent.append(key)
+            if absent and self.remote is not None and not self.disabled:
+                stored = await self.seats.fetch_many([keys[key] for key in absent])
+                now = self.now()
+                fresh = {key: stored[keys[key]] for key in absent if keys[key] in stored}
+                values |= {key: found[0] for key, found in fresh.items() if now < found[1].fresh_until}
+            self.counters.hits += len(values)
+            self.counters.misses += len(keys) - len(values)
+            return {key: values[key] for key in keys if key in values}
+
+    async def peek(self, key: str) -> Found | None:
+        """The value and its life, fresh or stale: a look that counts as no use."""
+        if self.disabled:
+            return None
+        found = self.seats.look(key, self.now())
+        if (found is None or self.now() >= found[1].fresh_until) and self.remote is not None:
+            found = await self.seats.fetch(key)
+        return found
+
+    async def entry(self, key: str) -> Entry | None:
+        """The entry, fresh or stale."""
+        with self.tracing.call("cache.entry", key):
+            found = await self.peek(key)
+            return None if found is None else as_entry(found, self._clock.epoch)
+
+    async def ttl(self, key: str) -> float | None:
+        """Seconds of freshness left; infinite with no expiry, ``None`` when absent."""
+        with self.tracing.call("cache.ttl", key):
+            found = await self.peek(key)
+            left = -1.0 if found is None else found[1].fresh_until - self.now()
+            return left if left > 0 else None
+
+    async def keys(self, prefix: str, pattern: str) -> AsyncIterator[str]:
+        """The keys under the prefix that match, without it."""
+        matches = compile_glob(pattern)
+        with self.tracing.call("cache.keys"):
+            keys = [] if self.disabled else await self.seats.keys(prefix)
+        for key in keys:
+            own = key[len(prefix) :]
+            if "\0" not in own and matches(own):
+                yield own
+
+    # Writing
+
+    def life(
+        self, value: Any, ttl: Any, grace: float | None, tags: tuple[str, ...], terms: Terms, now: float
+    ) -> tuple[float | None, Life | None]:
+        """The ttl of a value that a caller stores, and its life where that does not say all."""
+        if ttl is ...:
+            ttl = terms.ttl
+            if value is None and terms.negative_ttl is not None:
+                ttl = terms.negative_ttl
+            elif terms.ttl_of is not None:
+                given = terms.ttl_of(value)
+                ttl = None if given is None else seconds(given, name="ttl")
+        if terms.ordinary and grace is None and not tags:
+            return ttl, None
+        return life_of(ttl, terms.grace if grace is None else grace, tags, terms, now, self.seats.tags.latest)
+
+    async def set(
+        self, key: str, value: Any, ttl: Any, grace: float | None, tags: tuple[str, ...], terms: Terms, only_if: OnlyIf
+    ) -> bool:
+        """Store the value, if the condition holds."""
+        with self.tracing.call("cache.set", key):
+            if self.disabled:
+                return False
+            now = self.now()
+            ttl, life = self.life(value, ttl, grace, tags, terms, now)
+            if only_if is None:
+                self.loader.supersede(key)
+            stored = await self.seats.keep(key, value, now, ttl, life, only_if)
+            if stored:
+                self.loader.supersede(key)
+            return stored
+
+    async def set_many(
+        self, values: Mapping[str, Any], ttl: Any, grace: float | None, tags: tuple[str, ...], terms: Terms
+    ) -> bool:
+        """Store all."""
+        with self.tracing.call("cache.set_many", size=len(values)):
+            if self.disabled:
+                return False
+            now = self.now()
+            lives = {}
+            for key, value in values.items():
+                self.loader.supersede(key)
+                each, life = self.life(value, ttl, grace, tags, terms, now)
+                lives[key] = life or (Life(now) if each is None else Life(now, now + each, now + each))
+            stored = await self.seats.keep_many(values, now, lives)
+            for key in values:
+                self.loader.supersede(key)
+            return stored
+
+    async def delete(self, name: str, keys: Sequence[str]) -> int:
+        """Remove the keys; how many were there."""
+        single = len(keys) == 1 and name != "cache.delete_many"
+        with self.tracing.call(name, keys[0] if single else None, size=None if single else len(keys)):
+            if self.disabled or not keys:
+                return 0
+            for key in keys:
+                self.loader.supersede(key)
+            count = await self.seats.drop(keys)
+            if self.remote is not None:
+                for key in keys:
+                    self.loader.supersede(key)
+            return count
+
+    async def retime(self, key: str, ttl: float | None) -> bool:
+        """Give a fresh entry a new ttl from now."""
+        with self.tracing.call("cache.touch", key):
+            return not self.disabled and await self.seats.retime(key, self.now(), ttl)
+
+    async def add_to(self, name: str, key: str, delta: int, ttl: float | None) -> int:
+        """Add to a counter."""
+        with self.tracing.call(name, key):
+            if self.disabled:
+                return 0
+            self.loader.supersede(key)
+            total = await self.seats.add_to(key, delta, self.now(), ttl)
+            self.loader.supersede(key)
+            return total
+
+    async def clear(self, prefix: str, pattern: str) -> int:
+        """Remove the keys under the prefix that match; with ``*`` those of deeper namespaces too."""
+        everything = pattern == "*"
+        matches_own = compile_glob(pattern)
+
+        def matches(key: str) -> bool:
+            own = key[len(prefix) :]
+            return everything or ("\0" not in own and matches_own(own))
+
+        with self.tracing.call("cache.clear"):
+            if self.disabled:
+                return 0
+            self.loader.supersede_where(lambda key: key.startswith(prefix) and matches(key))
+            count = await self.seats.clear(matches, prefix)
+            if self.remote is not None:
+                self.loader.supersede_where(lambda key: key.startswith(prefix) and matches(key))
+            return count
+
+    async def invalidate(self, tags: Sequence[str], prefix: str) -> None:
+        """Hide every entry with one of the tags."""
+        with self.tracing.call("cache.invalidate_tags", size=len(tags)):
+            if self.disabled or not tags:
+                return
+            self.loader.supersede_tagged(tags, prefix)
+            await self.seats.invalidate(tags)
+            self.loader.supersede_tagged(tags, prefix)
+
+    # Loading
+
+    async def get_or_set(self, key: str, prefix: str, factory: Factory, terms: Terms) -> Any:
+        """The value, loaded if need be."""
+        if not self.tracing.wanted():
+            if self.disabled or _detours.count:
+                return await self._get_or_set(key, prefix, factory, terms, NO_SPAN)
+            return await self.loader.get(key, prefix, factory, terms, NO_SPAN)
+        with self.tracing.call("cache.get_or_set", key) as span:
+            return await self._get_or_set(key, prefix, factory, terms, span)
+
+    async def _get_or_set(self, key: str, prefix: str, factory: Factory, terms: Terms, span: CallSpan) -> Any:
+        mode = "bypass" if self.disabled else _override.get()
+        if mode == "bypass":
+            span.result("bypass")
+            return await self.loader.bypass(key, prefix, factory)
+        if mode == "refresh":
+            return await self.loader.refresh(key, prefix, factory, terms, span)
+        return await self.loader.get(key, prefix, factory, terms, span)
+
+    async def refresh(self, key: str, prefix: str, factory: Factory, terms: Terms) -> Any:
+        """The value of a load that begins now."""
+        with self.tracing.call("cache.refresh_now", key) as span:
+            if self.disabled:
+                span.result("bypass")
+                return await self.loader.bypass(key, prefix, factory)
+            return await self.loader.refresh(key, prefix, factory, terms, span)
+
+    async def get_or_set_many(
+        self, keys: Sequence[Any], full: Mapping[Any, str], prefix: str, factory: BulkFactory, terms: Terms
+    ) -> dict[Any, Any]:
+        """The values, the missing ones loaded together."""
+        with self.tracing.call("cache.get_or_set_many", size=len(full)):
+            mode = "bypass" if self.disabled else _override.get()
+            return await self.loader.get_many(keys, full, prefix, factory, terms, mode)
+
+    # Locking
+
+    @asynccontextmanager
+    async def lock(self, key: str, ttl: float, timeout: float | None) -> AsyncIterator[None]:
+        """Hold the lock of the key.
+
+        Raises:
+            LockTimeout: It was not free in time.
+        """
+        remote = None if self.remote is None else self.remote.leases
+        leases: Leases = self.locks if remote is None else remote
+        name = f"{key}\0\0lock"
+        with self.tracing.call("cache.lock", key):
+            lease = await self._acquire(leases, name, ttl, timeout)
+        try:
+            yield
+        finally:
+            if lease is not None:
+                await self.seats.attempt("lock", leases.release(lease), None)
+
+    async def _acquire(self, leases: Leases, name: str, ttl: float, timeout: float | None) -> Lease | None:
+        deadline = math.inf if timeout is None else self.now() + timeout
+        while True:
+            lease = await self.seats.attempt("lock", leases.acquire(name, ttl=ttl), _NO_LEASE)
+            if lease is _NO_LEASE:
+                return None
+            if lease is not None:
+                return lease
+            left = deadline - self.now()
+            if left <= 0:
+                raise LockTimeout("the lock was not free in time")
+            await self.seats.attempt("lock", leases.wait(name, timeout=min(left, ttl)), None)
+
+    # The rest
+
+    def stats(self) -> Stats:
+        """What was counted so far."""
+        counters, local = self.counters, self.local
+        return Stats(
+            hits=counters.hits,
+            misses=counters.misses,
+            stale_hits=counters.stale_hits,
+            loads=counters.loads,
+            coalesced=counters.coalesced,
+            load_failures=counters.load_failures,
+            errors=counters.errors,
+            evictions=0 if local is None else local.evictions,
+            expirations=0 if local is None else local.expirations,
+            entries=0 if local is None else len(local),
+            bytes=0 if local is None else local.weight,
+        )
+
+    async def ping(self) -> bool:
+        """Whether the store answers."""
+        with self.tracing.call("cache.ping"):
+            if self.remote is None:
+                return True
+            return await self.seats.attempt("ping", _answers(self.remote), False)
+
+    async def aclose(self) -> None:
+        """End the background work and let go of what this cache opened."""
+        if self.closed:
+            return
+        self.closed = True
+        self.bind()
+        await self.loader.aclose()
+        for store in self._owned:
+            if isinstance(store, MemoryBackend):
+                store.aclose_now()
+            else:
+                await self.seats.attempt("aclose", store.aclose(), None)
+
+
+_NO_LEASE: Final = Lease("", "")
+
+
+async def _answers(remote: Backend) -> bool:
+    await remote.ping()
+    return True

@@ -1,0 +1,287 @@
+"""Memoization of coroutine functions.
+
+A call finds its value in three steps: arguments → key → entry. For arguments of which the key is a pure function (exact text,
+whole numbers, bytes, ``None``) the first step is remembered in a table, so that a hit builds no key. Two arguments that are equal
+and not the same (``1``, ``True``, ``1.0``) would share a place there, so the table is believed only when the classes are exact.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
+from contextlib import suppress
+from typing import Any, Concatenate, Final, Generic, ParamSpec, TypeVar, cast, final, overload
+
+from asynccache._dispatcher import Dispatcher
+from asynccache.entry import MISSING
+from asynccache.errors import ConfigError
+from asynccache.keys import KeyBuilder
+from asynccache.policy import Terms
+from asynccache.telemetry import provider_module
+
+__all__ = ["KeyRule", "Memoized", "MemoizedMany"]
+
+P = ParamSpec("P")
+Q = ParamSpec("Q")
+R = TypeVar("R")
+S = TypeVar("S")
+K = TypeVar("K")
+V = TypeVar("V")
+
+KeyRule = str | Callable[..., str] | None
+"""A template such as ``"user:{user_id}"``, a function of the call's arguments, or ``None`` for a key made of all of them."""
+
+_EXACT: Final = frozenset({str, int, bytes, type(None)})
+_MOST_REMEMBERED: Final = 32_768
+_LONGEST_REMEMBERED: Final = 256  # characters of a key, and so about what its arguments may take
+
+
+@final
+class Memoized(Generic[P, R]):
+    """A coroutine function whose results are cached.
+
+    It is called like the function. Its key can be had and its entry handled by the same arguments.
+
+    Attributes:
+        cache: The cache that keeps the results.
+    """
+
+    def __init__(
+        self,
+        function: Callable[P, Coroutine[Any, Any, R]],
+        *,
+        cache: Any,
+        dispatcher: Dispatcher,
+        prefix: str,
+        terms: Terms,
+        key: KeyRule,
+        ignore: Collection[str],
+        tags: Iterable[str],
+    ) -> None:
+        if not inspect.iscoroutinefunction(function):
+            raise ConfigError(f"memoize takes a coroutine function (async def), not {function!r}")
+        self._function = function
+        self._core = dispatcher
+        self._prefix = prefix
+        self._terms = terms
+        self._builder = KeyBuilder(function, key=key, ignore=ignore)
+        self._tags = [KeyBuilder(function, key=tag) if "{" in tag else tag for tag in tags]
+        if self._tags and not any(isinstance(tag, KeyBuilder) for tag in self._tags):
+            self._terms = _tagged(terms, tuple(prefix + str(tag) for tag in self._tags))
+            self._tags = []
+        self._remembered: dict[tuple[Any, ...], str] = {}
+        self.cache = cache
+        functools.update_wrapper(self, function)
+        for name in ("__code__", "__defaults__", "__kwdefaults__"):  # so that inspect sees a coroutine function
+            setattr(self, name, getattr(function, name, None))
+
+    async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """The function's result, from the cache or loaded."""
+        core = self._core
+        full = None
+        if not kwargs:
+            try:
+                full = self._remembered.get(args)
+                if full is not None:
+                    for argument in args:
+                        if argument.__class__ not in _EXACT:
+                            full = None
+                            break
+                    else:
+                        value = core.find(full, MISSING)
+                        if value is not MISSING:
+                            until = core.until(full)
+                            if (until is None or core.now() < until) and (
+                                provider_module._TRACER_PROVIDER is None or not core.tracing.wanted()
+                            ):
+                                core.touch(full)
+                                core.counters.hits += 1
+                                return cast(R, value)
+            except (TypeError, KeyError):
+                full = None  # an argument that cannot be looked up by, or an entry that has just left
+        if full is None:
+            full = self._full_key(args, kwargs)
+        function = self._function
+        value = await core.here().get_or_set(
+            full, self._prefix, lambda: function(*args, **kwargs), self._terms_of(args, kwargs)
+        )
+        return cast(R, value)
+
+    async def refresh(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """The result of a run that begins now; it replaces what is cached. A failure is raised and changes nothing."""
+        function = self._function
+        full = self._full_key(args, kwargs)
+        value = await self._core.here().refresh(
+            full, self._prefix, lambda: function(*args, **kwargs), self._terms_of(args, kwargs)
+        )
+        return cast(R, value)
+
+    async def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> bool:
+        """Remove the result; whether it was there."""
+        return bool(await self._core.here().delete("cache.delete", [self._full_key(args, kwargs)]))
+
+    async def bypass(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """The function's result, the cache left aside."""
+        return await self._function(*args, **kwargs)
+
+    async def set(self, value: R, *args: P.args, **kwargs: P.kwargs) -> bool:
+        """Store a result for these arguments, as if the function had returned it."""
+        terms = self._terms_of(args, kwargs)
+        return await self._core.here().set(self._full_key(args, kwargs), value, ..., None, terms.tags, terms, None)
+
+    def key(self, *args: P.args, **kwargs: P.kwargs) -> str:
+        """The key of these arguments, without the namespace.
+
+        Raises:
+            InvalidKeyError: An argument has no stable identity, or the key is not a valid one.
+            TypeError: The function takes no such arguments.
+        """
+        return self._builder(args, kwargs)
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> "Memoized[P, R]": ...
+    @overload
+    def __get__(self: "Memoized[Concatenate[S, Q], R]", instance: S, owner: type | None = None) -> "Memoized[Q, R]": ...
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        """The method of an instance or class; the function itself when asked for on the class."""
+        return self if instance is None else _Bound(self, instance)
+
+    def __repr__(self) -> str:
+        return f"<memoized {self._builder.name}>"
+
+    def _full_key(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+        full = self._prefix + self._builder(args, kwargs)
+        if not kwargs and self._builder.pure and len(full) <= _LONGEST_REMEMBERED:
+            for argument in args:
+                if argument.__class__ not in _EXACT:
+                    return full
+            if len(self._remembered) >= _MOST_REMEMBERED:
+                self._remembered.clear()
+            self._remembered[args] = full
+        return full
+
+    def _terms_of(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Terms:
+        if not self._tags:
+            return self._terms
+        tags = [tag(args, kwargs) if isinstance(tag, KeyBuilder) else tag for tag in self._tags]
+        return _tagged(self._terms, tuple(self._prefix + tag for tag in tags))
+
+
+@final
+class _Bound:
+    """A memoized method with its receiver."""
+
+    def __init__(self, memoized: Memoized[..., Any], receiver: Any) -> None:
+        self._memoized = memoized
+        self.__self__ = receiver
+        self.__func__ = memoized
+        with suppress(AttributeError):
+            functools.update_wrapper(self, cast(Any, memoized), updated=())
+        function = memoized._function
+        for name in ("__code__", "__defaults__", "__kwdefaults__"):
+            setattr(self, name, getattr(function, name, None))
+        signature = inspect.signature(function)
+        self.__signature__ = signature.replace(parameters=list(signature.parameters.values())[1:])
+        self.cache = memoized.cache
+
+    async def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The method's result, from the cache or loaded."""
+        return await self._memoized(self.__self__, *args, **kwargs)
+
+    async def refresh(self, *args: Any, **kwargs: Any) -> Any:
+        """As `Memoized.refresh`."""
+        return await self._memoized.refresh(self.__self__, *args, **kwargs)
+
+    async def invalidate(self, *args: Any, **kwargs: Any) -> bool:
+        """As `Memoized.invalidate`."""
+        return await self._memoized.invalidate(self.__self__, *args, **kwargs)
+
+    async def bypass(self, *args: Any, **kwargs: Any) -> Any:
+        """As `Memoized.bypass`."""
+        return await self._memoized.bypass(self.__self__, *args, **kwargs)
+
+    async def set(self, value: Any, *args: Any, **kwargs: Any) -> bool:
+        """As `Memoized.set`."""
+        return await self._memoized.set(value, self.__self__, *args, **kwargs)
+
+    def key(self, *args: Any, **kwargs: Any) -> str:
+        """As `Memoized.key`."""
+        return self._memoized.key(self.__self__, *args, **kwargs)
+
+
+@final
+class MemoizedMany(Generic[K, V]):
+    """A coroutine function of a list of things, of which each result is cached by itself.
+
+    Attributes:
+        cache: The cache that keeps the results.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[list[K]], Coroutine[Any, Any, Mapping[K, V]]],
+        *,
+        cache: Any,
+        dispatcher: Dispatcher,
+        prefix: str,
+        terms: Terms,
+        key: KeyRule,
+    ) -> None:
+        if not inspect.iscoroutinefunction(function):
+            raise ConfigError(f"memoize_many takes a coroutine function (async def), not {function!r}")
+        self._function = function
+        self._core = dispatcher
+        self._prefix = prefix
+        self._terms = terms
+        self._builder = _builder_of_one(function, key)
+        self.cache = cache
+        functools.update_wrapper(self, function)
+        for name in ("__code__", "__defaults__", "__kwdefaults__"):
+            setattr(self, name, getattr(function, name, None))
+
+    async def __call__(self, things: Iterable[K]) -> dict[K, V]:
+        """The results that there are, in the order of the things; one call of the function loads the missing ones."""
+        wanted = list(things)
+        return await self._core.here().get_or_set_many(
+            wanted, {each: self._prefix + self.key(each) for each in wanted}, self._prefix, self._function, self._terms
+        )
+
+    async def invalidate(self, *things: K) -> int:
+        """Remove the results; how many were there."""
+        return await self._core.here().delete("cache.delete_many", [self._prefix + self.key(each) for each in things])
+
+    def key(self, thing: K) -> str:
+        """The key of one thing, without the namespace."""
+        return self._builder((thing,), {})
+
+    def __repr__(self) -> str:
+        return f"<memoized {self._builder.name}>"
+
+
+def _builder_of_one(function: Callable[..., Any], key: KeyRule) -> KeyBuilder:
+    """A builder for a function of one of the things: its parameter is what the template names, or ``item``."""
+    names = list(inspect.signature(function).parameters)
+    if len(names) != 1:
+        raise ConfigError("memoize_many takes a function of one argument, the list of what is missing")
+    name = "item"
+    if isinstance(key, str):
+        inside = key.replace("{{", "").partition("{")[2]
+        name = "".join(iter_identifier(inside)) or name
+
+    async def one(item: Any) -> None: ...
+
+    one.__module__, one.__qualname__ = function.__module__, function.__qualname__
+    parameter = inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    one.__signature__ = inspect.Signature([parameter])  # type: ignore[attr-defined]  # what inspect.signature reads
+    return KeyBuilder(one, key=key)
+
+
+def iter_identifier(text: str) -> Iterable[str]:
+    """The characters of the identifier that the text begins with."""
+    for place, character in enumerate(text):
+        if not text[: place + 1].isidentifier():
+            return
+        yield character
+
+
+def _tagged(terms: Terms, tags: tuple[str, ...]) -> Terms:
+    return terms.tagged((*terms.tags, *tags))

@@ -1,0 +1,400 @@
+"""The two places where an entry may be.
+
+The local seat answers at once and is always right about this process; the remote one is asked with an await and may fail. What
+to do on its failure is decided here and nowhere else.
+
+Every change is made in the order: decide (void what is under way), local, remote, local once more where a read may have put
+the old value back meanwhile.
+"""
+
+import asyncio
+import logging
+import math
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Final, Literal, TypeAlias, TypeVar, final
+
+from asynccache._tags import LocalTags, RemoteTags
+from asynccache.backend import Backend, OnlyIf
+from asynccache.backends.memory import Life, MemoryBackend
+from asynccache.clock import Clock
+from asynccache.entry import Entry
+from asynccache.errors import BackendError, CacheError, DecodeError
+from asynccache.stats import Counters
+
+__all__ = ["Found", "OnError", "Seats"]
+
+OnError: TypeAlias = Literal["degrade", "raise"] | Callable[[BackendError], object]
+"""What happens when the store fails: a miss, an exception, or a miss that a function is told of."""
+
+Found: TypeAlias = tuple[Any, Life]
+"""A value with its times and tags."""
+
+T = TypeVar("T")
+F = TypeVar("F")
+
+_LOG_SECONDS: Final = 1.0
+_INCOHERENT_SECONDS: Final = 1.0  # how long a local copy is believed when nobody tells of other processes' writes
+_log = logging.getLogger("asynccache")
+
+
+@final
+class Seats:
+    """A local store, a remote store, or both, as one."""
+
+    def __init__(
+        self,
+        *,
+        local: MemoryBackend | None,
+        remote: Backend | None,
+        clock: Clock,
+        counters: Counters,
+        on_error: OnError,
+        name: str,
+    ) -> None:
+        self.local = local
+        self.remote = remote
+        self.clock = clock
+        self.counters = counters
+        self.tags = LocalTags()
+        self.remote_tags = None if remote is None else RemoteTags(remote)
+        self._on_error = on_error
+        self._name = name
+        self._fetching: dict[str, object] = {}
+        self._quiet_until = -math.inf
+        self._unlogged = 0
+        if local is not None and remote is not None and local.max_ttl is None:
+            local.max_ttl = _INCOHERENT_SECONDS
+
+    # Looking
+
+    def look(self, key: str, now: float) -> Found | None:
+        """What the local seat has, fresh or stale."""
+        if self.local is None:
+            return None
+        found = self.local.look(key, now)
+        if found is not None and not self.tags.allows(found[1]):
+            self.local.remove(key)
+            return None
+        return found
+
+    async def fetch(self, key: str, refresh_ahead: float | None = None) -> Found | None:
+        """What the remote seat has, fresh or stale; a fresh entry is kept in the local seat too."""
+        if self.remote is None:
+            return None
+        stamp, token = self.tags.latest, object()
+        self._fetching[key] = token
+        try:
+            entry = await self.attempt("get", self.remote.get(key), None)
+            if entry is None or not await self._tags_valid(entry):
+                return None
+            return self._adopt(key, entry, stamp, refresh_ahead, self._fetching.get(key) is token)
+        finally:
+            if self._fetching.get(key) is token:
+                del self._fetching[key]
+
+    async def fetch_many(self, keys: Sequence[str], refresh_ahead: float | None = None) -> dict[str, Found]:
+        """What the remote seat has of these, in one round trip (one more where entries have tags)."""
+        if self.remote is None or not keys:
+            return {}
+        stamp, token = self.tags.latest, object()
+        self._fetching.update(dict.fromkeys(keys, token))
+        try:
+            entries: Mapping[str, Entry] = await self.attempt("get_many", self.remote.get_many(keys), {})
+            wanted = {tag: version for entry in entries.values() for tag, version in entry.tags.items()}
+            if wanted and not await self._versions_valid(wanted):
+                entries = {key: entry for key, entry in entries.items() if await self._tags_valid(entry)}
+            return {
+                key: self._adopt(key, entry, stamp, refresh_ahead, self._fetching.get(key) is token)
+                for key, entry in entries.items()
+            }
+        finally:
+            for key in keys:
+                if self._fetching.get(key) is token:
+                    del self._fetching[key]
+
+    async def _tags_valid(self, entry: Entry) -> bool:
+        return not entry.tags or await self._versions_valid(entry.tags)
+
+    async def _versions_valid(self, wanted: Mapping[str, str]) -> bool:
+        if self.remote_tags is None:
+            return True
+        return await self.attempt("get_many", self.remote_tags.valid(wanted), False)
+
+    def _adopt(self, key: str, entry: Entry, stamp: int, refresh_ahead: float | None, undisturbed: bool) -> Found:
+        epoch = self.clock.epoch
+        ages_at = math.inf
+        if refresh_ahead is not None and entry.fresh_until != math.inf:
+            ages_at = entry.created_at - epoch + (entry.fresh_until - entry.created_at) * refresh_ahead
+        life = Life(
+            entry.created_at - epoch,
+            entry.fresh_until - epoch,
+            entry.expires_at - epoch,
+            refresh_at=ages_at,
+            tags=tuple(entry.tags),
+            stamp=stamp,
+            versions=entry.tags,
+        )
+        now = self.clock.monotonic()
+        if self.local is not None and undisturbed and now < life.fresh_until:
+            self.local.put(key, entry.value, now, None, life)
+        return entry.value, life
+
+    # Changing
+
+    async def keep(
+        self, key: str, value: Any, now: float, ttl: float | None, life: Life | None, only_if: OnlyIf = None
+    ) -> bool:
+        """Store a value in both seats; whether the condition held and the store took it."""
+        local = self.local
+        if self.remote is None:
+            if local is None:
+                return False
+            if only_if is None:
+                return local.put(key, value, now, ttl, life)
+            with local.guard():
+                found = self.look(key, now)
+                if (found is not None and now < found[1].fresh_until) != (only_if == "present"):
+                    return False
+                return local.put(key, value, now, ttl, life)
+        self._fetching.pop(key, None)
+        if life is None:
+            life = Life(now) if ttl is None else Life(now, now + ttl, now + ttl)
+        entry = await self.entry(value, life)
+        if entry is None:
+            stored = None
+        else:
+            stored = await self.attempt("set", self.remote.set(key, entry, only_if=only_if), None)
+        self._fetching.pop(key, None)
+        if local is not None:
+            if stored or (stored is None and only_if is None):
+                local.put(key, value, now, ttl, life)
+            elif stored is None:
+                local.remove(key)
+        return bool(stored)
+
+    async def entry(self, value: Any, life: Life) -> Entry | None:
+        """The value as the remote seat keeps it; ``None`` when its tags' versions cannot be had."""
+        epoch = self.clock.epoch
+        versions: Mapping[str, str] = life.versions or {}
+        if life.tags and not life.versions and self.remote_tags is not None:
+            got = await self.attempt("get_many", self.remote_tags.versions(life.tags, life.created_at + epoch), None)
+            if got is None:
+                return None
+            life.versions = versions = got
+        return Entry(
+            value=value,
+            created_at=life.created_at + epoch,
+            fresh_until=life.fresh_until + epoch,
+            expires_at=life.expires_at + epoch,
+            tags=versions,
+        )
+
+    async def keep_many(self, values: Mapping[str, Any], now: float, lives: Mapping[str, Life]) -> bool:
+        """Store all in both seats: one round trip."""
+        taken = True
+        if self.remote is not None:
+            entries = {}
+            for key, value in values.items():
+                self._fetching.pop(key, None)
+                entry = await self.entry(value, lives[key])
+                if entry is not None:
+                    entries[key] = entry
+            taken = len(entries) == len(values)
+            taken = await self.attempt("set_many", _done(self.remote.set_many(entries)), False) and taken
+        if self.local is not None:
+            for key, value in values.items():
+                self._fetching.pop(key, None)
+                taken = self.local.put(key, value, now, None, lives[key]) and taken
+        return taken
+
+    async def drop(self, keys: Sequence[str]) -> int:
+        """Remove the keys from both seats; how many were there, fresh."""
+        now = self.clock.monotonic()
+        count = sum([self._drop_local(key, now) for key in keys])
+        if self.remote is not None:
+            count = await self.attempt("delete", self.remote.delete(keys), 0)
+            for key in keys:
+                self._drop_local(key, now)
+        return count
+
+    def _drop_local(self, key: str, now: float) -> bool:
+        self._fetching.pop(key, None)
+        if self.local is None:
+            return False
+        found = self.look(key, now)
+        return self.local.remove(key) and found is not None and now < found[1].fresh_until
+
+    async def retime(self, key: str, now: float, ttl: float | None) -> bool:
+        """Give a fresh entry a new ttl, from now; its grace stays as long as it was."""
+        fresh_until = math.inf if ttl is None else now + ttl
+        found = self.look(key, now)
+        if self.remote is not None:
+            if found is None:
+                found = await self.fetch(key)
+            if found is None or now >= found[1].fresh_until:
+                return False
+            expires_at = fresh_until + _grace_of(found[1])
+            epoch = self.clock.epoch
+            touched = await self.attempt(
+                "touch", self.remote.touch(key, fresh_until=fresh_until + epoch, expires_at=expires_at + epoch), False
+            )
+            if self.local is not None:
+                self.local.remove(key)
+            return touched
+        if self.local is None or found is None or now >= found[1].fresh_until:
+            return False
+        old = found[1]
+        new = Life(
+            old.created_at,
+            fresh_until,
+            fresh_until + _grace_of(old),
+            tags=old.tags,
+            stamp=old.stamp,
+            sliding=old.sliding,
+        )
+        self.local.retime(key, new, now)
+        return True
+
+    async def add_to(self, key: str, delta: int, now: float, ttl: float | None) -> int:
+        """Add to a counter, atomically; 0 when the store fails.
+
+        Raises:
+            TypeError: The key holds something else.
+        """
+        if self.remote is not None:
+            self._fetching.pop(key, None)
+            if self.local is not None:
+                self.local.remove(key)
+            total = await self.attempt("incr", self.remote.incr(key, delta, ttl=ttl), 0)
+            if self.local is not None:
+                self.local.remove(key)
+            return total
+        if self.local is None:
+            return 0
+        with self.local.guard():
+            found = self.look(key, now)
+            if found is None or now >= found[1].fresh_until:
+                self.local.put(key, delta, now, ttl)
+                return delta
+            value = found[0]
+            if type(value) is not int:
+                raise TypeError(f"a counter holds an integer, this key holds {type(value).__name__}")
+            self.local.swap(key, value + delta)
+            self.local.used(key)
+            return value + delta
+
+    async def invalidate(self, tags: Sequence[str]) -> bool:
+        """Hide every entry with one of the tags whose making began before now."""
+        self.tags.invalidate(tags)
+        self._fetching.clear()
+        if self.remote_tags is None:
+            return True
+        now = self.clock.monotonic() + self.clock.epoch
+        return await self.attempt("set_many", _done(self.remote_tags.invalidate(tags, now)), False)
+
+    async def keys(self, prefix: str) -> list[str]:
+        """The keys of fresh entries that start with the prefix, without those that the package keeps for itself."""
+        if self.remote is not None:
+            return await self.attempt("keys", _collect(self.remote, prefix), [])
+        if self.local is None:
+            return []
+        now = self.clock.monotonic()
+        keys = []
+        for count, key in enumerate(self.local.keys(), 1):
+            if key.startswith(prefix):
+                found = self.look(key, now)
+                if found is not None and now < found[1].fresh_until:
+                    keys.append(key)
+            if count % _KEYS_SLICE == 0:
+                await asyncio.sleep(0)
+        return keys
+
+    async def clear(self, matches: Callable[[str], bool], prefix: str) -> int:
+        """Remove every key that starts with the prefix and matches; how many were there."""
+        self._fetching.clear()
+        count = await self._clear_local(matches, prefix)
+        if self.remote is not None:
+            keys = await self.attempt("keys", _collect(self.remote, prefix), [])
+            matching = [key for key in keys if matches(key)]
+            count = 0
+            for start in range(0, len(matching), _CLEAR_SLICE):
+                batch = matching[start : start + _CLEAR_SLICE]
+                count += await self.attempt("delete", self.remote.delete(batch), 0)
+            self._fetching.clear()
+            await self._clear_local(matches, prefix)
+        return count
+
+    async def _clear_local(self, matches: Callable[[str], bool], prefix: str) -> int:
+        if self.local is None:
+            return 0
+        now = self.clock.monotonic()
+        count = 0
+        for position, key in enumerate(self.local.keys(), 1):
+            if key.startswith(prefix) and matches(key):
+                count += self._drop_local(key, now)
+            if position % _KEYS_SLICE == 0:
+                await asyncio.sleep(0)
+        return count
+
+    # Failing
+
+    async def attempt(self, operation: str, work: Awaitable[T], fallback: F) -> T | F:
+        """The work's result; the fallback when the store fails and failures are to be hidden.
+
+        Raises:
+            BackendError: The store failed, and ``on_error`` is ``"raise"``.
+        """
+        try:
+            return await work
+        except DecodeError as error:
+            self._hide(operation, BackendError(f"{operation}: {type(error).__name__}"))
+            return fallback
+        except BackendError as error:
+            failure = error
+        except CacheError:
+            raise
+        except Exception as error:
+            if operation == "incr" and isinstance(error, TypeError):
+                raise
+            failure = BackendError(f"{operation} failed: {type(error).__name__}")
+            failure.__cause__ = error
+        if self._on_error == "raise":
+            raise failure
+        self._hide(operation, failure)
+        return fallback
+
+    def _hide(self, operation: str, failure: BackendError) -> None:
+        if callable(self._on_error):
+            self._on_error(failure)
+        self.report(f"{operation} failed", failure.__cause__ or failure)
+
+    def report(self, what: str, error: BaseException) -> None:
+        """Count a failure that no caller sees, and log it, at most once a second; its text may hold a key or a value."""
+        self.counters.errors += 1
+        now = self.clock.monotonic()
+        if now < self._quiet_until:
+            self._unlogged += 1
+            return
+        self._quiet_until = now + _LOG_SECONDS
+        more, self._unlogged = self._unlogged, 0
+        _log.warning(
+            "cache %r: %s: %s%s", self._name, what, type(error).__name__,
+            f" (and {more} more since the last report)" if more else "",
+        )  # fmt: skip
+
+
+_KEYS_SLICE: Final = 2_000
+_CLEAR_SLICE: Final = 500
+
+
+def _grace_of(life: Life) -> float:
+    return 0.0 if life.fresh_until == math.inf else life.expires_at - life.fresh_until
+
+
+async def _done(work: Awaitable[None]) -> bool:
+    await work
+    return True
+
+
+async def _collect(remote: Backend, prefix: str) -> list[str]:
+    return [key async for key in remote.keys(prefix) if "\0\0" not in key]

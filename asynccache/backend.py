@@ -1,0 +1,136 @@
+"""What a store must be able to do to sit behind a cache."""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, TypeAlias
+from urllib.parse import SplitResult
+
+from asynccache.clock import Clock
+from asynccache.entry import Entry
+
+__all__ = ["Backend", "Lease", "Leases", "OnlyIf", "StoreOptions"]
+
+OnlyIf: TypeAlias = Literal["absent", "present"] | None
+"""The condition of a write: the key must be absent, must be present, or may be either."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoreOptions:
+    """What an entry point of the group ``asynccache.backends`` is called with.
+
+    Attributes:
+        url: The store's URL, split.
+        query: Its options, each given once; the store raises `ConfigError` for one that it does not know.
+        clock: Where it takes time from.
+        codec: What the user gave as ``codec``, or ``None``.
+    """
+
+    url: SplitResult
+    query: Mapping[str, str]
+    clock: Clock
+    codec: Any = field(default=None)
+
+
+class Backend(Protocol):
+    """A remote store: asynchronous, perhaps shared, perhaps away.
+
+    Keys arrive whole and valid, with the namespace in front. A backend knows nothing of loading, tags or telemetry; it owns
+    its connections, its encoding and its atomicity. No constructor does I/O. It is used from any number of tasks, and from
+    one event loop after another. It raises `BackendError` (or a subclass) when it fails, `EncodeError` when it
+    cannot keep a value, and never returns an entry past its ``expires_at``; bytes that it cannot read are an absent entry.
+    """
+
+    @property
+    def name(self) -> str:
+        """A short, constant word for spans and metrics: ``redis``, ``file``."""
+        ...
+
+    @property
+    def leases(self) -> "Leases | None":
+        """The right to load, shared between processes; ``None`` when the store cannot grant it."""
+        ...
+
+    async def get(self, key: str) -> Entry | None:
+        """The entry, fresh or stale, or ``None``."""
+        ...
+
+    async def get_many(self, keys: Sequence[str]) -> dict[str, Entry]:
+        """Those found, in one round trip."""
+        ...
+
+    async def set(self, key: str, entry: Entry, *, only_if: OnlyIf = None) -> bool:
+        """Store it; ``False`` when the condition, tested atomically, does not hold. Voids the key's lease."""
+        ...
+
+    async def set_many(self, entries: Mapping[str, Entry]) -> None:
+        """Store all, in one round trip. Voids the keys' leases."""
+        ...
+
+    async def delete(self, keys: Sequence[str]) -> int:
+        """Remove them in one round trip; how many were there, stale ones not counted. Voids the keys' leases."""
+        ...
+
+    async def touch(self, key: str, *, fresh_until: float, expires_at: float) -> bool:
+        """Give a fresh entry new times; ``False`` when there is none."""
+        ...
+
+    async def incr(self, key: str, delta: int, *, ttl: float | None) -> int:
+        """Add atomically and return the sum. An absent or no longer fresh counter starts at zero, with ``ttl`` in seconds.
+
+        Raises:
+            TypeError: The key holds something else than an integer.
+        """
+        ...
+
+    def keys(self, prefix: str) -> AsyncIterator[str]:
+        """Every key that starts with the prefix, in no order, without blocking anybody; one that comes or goes meanwhile
+        may or may not be among them."""
+        ...
+
+    async def ping(self) -> None:
+        """Return when the store answers."""
+        ...
+
+    async def aclose(self) -> None:
+        """Let go of everything that this object opened. A second call does nothing."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to load one key, granted to one caller of all processes.
+
+    Attributes:
+        key: The key.
+        token: What proves the right; void after a write to the key by anybody.
+    """
+
+    key: str
+    token: str
+
+
+class Leases(Protocol):
+    """Grants of the right to load (or to hold a lock), kept by the store.
+
+    A lease is voided by ``set``, ``set_many`` and ``delete`` of its key by anybody, and lapses when it is not renewed.
+    """
+
+    async def acquire(self, key: str, *, ttl: float) -> Lease | None:
+        """The lease, for ``ttl`` seconds; ``None`` when somebody else holds it."""
+        ...
+
+    async def renew(self, lease: Lease, *, ttl: float) -> bool:
+        """Hold it for ``ttl`` seconds from now; ``False`` when it was voided or lapsed."""
+        ...
+
+    async def commit(self, lease: Lease, entry: Entry) -> bool:
+        """Store the entry and give the lease back, if it still holds: one atomic step. ``False``: nothing was stored."""
+        ...
+
+    async def release(self, lease: Lease) -> None:
+        """Give it back; nothing happens when it was voided or lapsed."""
+        ...
+
+    async def wait(self, key: str, *, timeout: float) -> None:
+        """Return when the key's lease was given back, voided or has lapsed, or after ``timeout`` seconds."""
+        ...

@@ -1,0 +1,579 @@
+"""The cache that users hold: one meaning over every store."""
+
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from types import EllipsisType, TracebackType
+from typing import Any, Literal, ParamSpec, Self, TypedDict, TypeVar, Unpack, cast, final, overload
+
+from asynccache._dispatcher import Dispatcher, override
+from asynccache._memoize import KeyRule, Memoized, MemoizedMany
+from asynccache._seats import OnError
+from asynccache._urls import open_store
+from asynccache.backend import Backend, OnlyIf
+from asynccache.backends.memory import MemoryBackend
+from asynccache.clock import Clock, SystemClock
+from asynccache.duration import Duration, seconds
+from asynccache.entry import MISSING, Entry
+from asynccache.errors import ConfigError, InvalidKeyError
+from asynccache.keys import check_key, check_namespace
+from asynccache.load import Load
+from asynccache.policy import Policy, Terms, Ttl
+from asynccache.stats import Stats
+from asynccache.telemetry import Telemetry, provider_module
+
+__all__ = ["Cache", "PolicyOptions"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
+D = TypeVar("D")
+K = TypeVar("K")
+
+
+class PolicyOptions(TypedDict, total=False):
+    """The options of a `Policy` that a call may override, beside the ttl."""
+
+    grace: Duration | None
+    grace_throttle: Duration
+    refresh_ahead: float | None
+    jitter: float
+    soft_timeout: Duration | None
+    hard_timeout: Duration | None
+    background_timeout: Duration
+    sliding: bool
+    negative_ttl: Duration | None
+    cache_if: Callable[[Any], bool] | None
+    lock: Literal["shared", "local", "none"]
+    tags: Iterable[str]
+
+
+@final
+class Cache:
+    """A cache over an in-process store, a remote one, or both.
+
+    Nothing is opened before the first call. One object may be used by any number of tasks, under one event loop after
+    another, and from loops in several threads.
+
+    A *key* is a non-empty text without NUL, at most 1,024 bytes of UTF-8; anything else raises `InvalidKeyError`. A *ttl*
+    is a duration, ``None`` for no expiry; left out, it is the policy's. When the store fails, reads miss and writes return
+    ``False`` or ``0``, unless ``on_error`` says otherwise.
+
+    Args:
+        store: A URL such as ``"memory://?max_entries=10000"``, or a backend object (which you close yourself).
+        local: The in-process store in front of a remote one: a ``memory://`` URL or a `MemoryBackend`.
+        name: What spans, metrics and logs call it.
+        namespace: What keeps its keys apart from those of other caches on the same store.
+        ttl: How long a value is fresh, unless a call says otherwise.
+        policy: How values are loaded and kept, unless a call says otherwise.
+        codec: How values become bytes, for a store that keeps bytes.
+        on_error: ``"degrade"``, ``"raise"``, or a function that is told of every failure that was hidden.
+        telemetry: ``"auto"``, ``"off"``, or a `Telemetry`.
+        clock: Where time comes from.
+
+    Raises:
+        ConfigError: An option is unknown, ill-typed, or contradicts another.
+    """
+
+    __slots__ = ("__weakref__", "_core", "_prefix")
+
+    def __init__(
+        self,
+        store: str | Backend | MemoryBackend = "memory://",
+        *,
+        local: str | MemoryBackend | None = None,
+        name: str = "default",
+        namespace: str = "",
+        ttl: Ttl | EllipsisType = ...,
+        policy: Policy | None = None,
+        codec: Any = None,
+        on_error: OnError = "degrade",
+        telemetry: Literal["auto", "off"] | Telemetry = "auto",
+        clock: Clock | None = None,
+    ) -> None:
+        if on_error not in ("degrade", "raise") and not callable(on_error):
+            raise ConfigError(f'on_error is "degrade", "raise" or a function, not {on_error!r}')
+        if telemetry not in ("auto", "off") and not isinstance(telemetry, Telemetry):
+            raise ConfigError(f'telemetry is "auto", "off" or a Telemetry, not {telemetry!r}')
+        if not isinstance(name, str) or not name:
+            raise ConfigError(f"name is a non-empty text, not {name!r}")
+        if policy is not None and not isinstance(policy, Policy):
+            raise ConfigError(f"policy is a Policy, not {policy!r}")
+        check_namespace(namespace)
+        terms = policy or Policy()
+        if ttl is not ...:
+            terms = terms.but(ttl=ttl)
+        clock = clock or _clock_of(store) or _clock_of(local) or SystemClock()
+        owned: list[Any] = []
+        seats = [_opened(each, clock, codec, owned) for each in (store, local) if each is not None]
+        main = seats[0]
+        near = seats[1] if len(seats) > 1 else None
+        if near is not None and not isinstance(near, MemoryBackend):
+            raise ConfigError("local is an in-process store: a memory:// URL or a MemoryBackend")
+        if near is not None and isinstance(main, MemoryBackend):
+            raise ConfigError("local goes in front of a remote store; memory:// is local already")
+        private = isinstance(main, MemoryBackend) and bool(owned)
+        self._core = Dispatcher(
+            local=main if isinstance(main, MemoryBackend) else near,
+            remote=None if isinstance(main, MemoryBackend) else main,
+            owned=owned,
+            clock=clock,
+            name=name,
+            policy=terms,
+            on_error=on_error,
+            telemetry=None if telemetry == "off" else Telemetry() if telemetry == "auto" else telemetry,
+        )
+        # A store of our own holds no neighbour's keys, so they need no prefix: that saves a third of a hit.
+        self._prefix = "" if private or not namespace else _escaped(namespace) + ":"
+
+    # Reading
+
+    @overload
+    async def get(self, key: str) -> Any | None: ...
+    @overload
+    async def get(self, key: str, default: D) -> Any | D: ...
+    async def get(self, key: str, default: Any = None) -> Any:
+        """The value, or ``default`` when it is absent or no longer fresh.
+
+        Args:
+            key: The key.
+            default: What stands for no value; `MISSING` tells a stored ``None`` from it.
+        """
+        core = self._core
+        try:
+            full = self._prefix + key if self._prefix else key
+            value = core.find(full, MISSING)
+            if value is not MISSING:
+                until = core.until(full)
+                if (until is None or core.now() < until) and (
+                    provider_module._TRACER_PROVIDER is None or not core.tracing.wanted()
+                ):
+                    core.touch(full)
+                    core.counters.hits += 1
+                    return value
+        except (TypeError, KeyError):
+            pass  # not a key at all, or an entry that another thread has just removed
+        return await core.here().get(self._full(key), default)
+
+    async def get_many(self, keys: Iterable[str]) -> dict[str, Any]:
+        """The values of those found, in the order of the keys: one round trip."""
+        return await self._core.here().get_many(self._fulls(keys))
+
+    async def exists(self, key: str) -> bool:
+        """Whether the key has a fresh value; this look counts as no use."""
+        return await self._core.here().ttl(self._full(key)) is not None
+
+    async def ttl(self, key: str) -> float | None:
+        """Seconds of freshness left: ``math.inf`` with no expiry, ``None`` when absent."""
+        return await self._core.here().ttl(self._full(key))
+
+    async def entry(self, key: str) -> Entry | None:
+        """The stored entry with its times and tags, fresh or stale, or ``None``: for looking."""
+        return await self._core.here().entry(self._full(key))
+
+    async def keys(self, match: str = "*") -> AsyncIterator[str]:
+        """The keys of this namespace that match the glob, without the namespace; those of deeper ones are not among them.
+
+        ``*`` is any text, ``?`` any character, ``[a-z]`` one of a set, ``[^a-z]`` one not of it; a backslash takes the
+        meaning away.
+        """
+        async for key in self._core.here().keys(self._prefix, match):
+            yield key
+
+    # Writing
+
+    async def set(
+        self,
+        key: str,
+        value: Any,
+        ttl: Duration | None | EllipsisType = ...,
+        *,
+        grace: Duration | None = None,
+        tags: Iterable[str] = (),
+        only_if: OnlyIf = None,
+    ) -> bool:
+        """Store a value; whether the condition held and the store took it. A load of the key under way does not overwrite it.
+
+        Args:
+            key: The key.
+            value: Any value that the store can keep.
+            ttl: How long it is fresh.
+            grace: How long past that it can stand in for a failing load; left out, the policy's.
+            tags: Names under which it can be invalidated together with others.
+            only_if: ``"absent"`` or ``"present"``: the condition, tested atomically.
+
+        Raises:
+            EncodeError: The store cannot keep the value so that it comes back equal.
+        """
+        core = self._core.here()
+        full = self._full(key)
+        if only_if not in (None, "absent", "present"):
+            raise ConfigError(f'only_if is "absent", "present" or None, not {only_if!r}')
+        given = ttl if ttl is None or ttl is ... else seconds(ttl, name="ttl")
+        spare = None if grace is None else seconds(grace, name="grace")
+        return await core.set(full, value, given, spare, self._tags(tags, core.terms), core.terms, only_if)
+
+    async def add(
+        self,
+        key: str,
+        value: Any,
+        ttl: Duration | None | EllipsisType = ...,
+        *,
+        grace: Duration | None = None,
+        tags: Iterable[str] = (),
+    ) -> bool:
+        """Store a value if the key has none; whether it was stored."""
+        return await self.set(key, value, ttl, grace=grace, tags=tags, only_if="absent")
+
+    async def set_many(
+        self,
+        values: Mapping[str, Any],
+        ttl: Duration | None | EllipsisType = ...,
+        *,
+        grace: Duration | None = None,
+        tags: Iterable[str] = (),
+    ) -> bool:
+        """Store all values: one round trip; whether the store took them."""
+        core = self._core.here()
+        fulls = self._fulls(values)
+        given = ttl if ttl is None or ttl is ... else seconds(ttl, name="ttl")
+        spare = None if grace is None else seconds(grace, name="grace")
+        return await core.set_many(
+            {full: values[key] for key, full in fulls.items()}, given, spare, self._tags(tags, core.terms), core.terms
+        )
+
+    async def delete(self, key: str) -> bool:
+        """Remove the key; whether it had a fresh value. A load under way does not bring it back."""
+        return bool(await self._core.here().delete("cache.delete", [self._full(key)]))
+
+    async def delete_many(self, keys: Iterable[str]) -> int:
+        """Remove the keys: one round trip; how many had a fresh value."""
+        return await self._core.here().delete("cache.delete_many", list(self._fulls(keys).values()))
+
+    async def touch(self, key: str, ttl: Duration | None) -> bool:
+        """Give a fresh entry a new ttl, from now; whether there was one."""
+        return await self._core.here().retime(self._full(key), None if ttl is None else seconds(ttl, name="ttl"))
+
+    async def incr(self, key: str, delta: int = 1, *, ttl: Duration | None = None) -> int:
+        """Add to a counter, atomically, and return the sum; an absent one starts at zero.
+
+        Args:
+            key: The key.
+            delta: What to add.
+            ttl: How long a counter that this call creates lives; ``None`` for ever.
+
+        Raises:
+            TypeError: The key holds something else than an integer, or ``delta`` is none.
+        """
+        return await self._count("cache.incr", key, delta, ttl)
+
+    async def decr(self, key: str, delta: int = 1, *, ttl: Duration | None = None) -> int:
+        """Subtract from a counter; as `incr`."""
+        return await self._count("cache.decr", key, -delta, ttl)
+
+    async def _count(self, name: str, key: str, delta: int, ttl: Duration | None) -> int:
+        if type(delta) is not int:
+            raise TypeError(f"delta is an integer, not {type(delta).__name__}")
+        spare = None if ttl is None else seconds(ttl, name="ttl")
+        return await self._core.here().add_to(name, self._full(key), delta, spare)
+
+    async def clear(self, match: str = "*") -> int:
+        """Remove the keys of this namespace that match the glob; how many had a fresh value.
+
+        ``"*"`` removes those of the namespaces below it too. Neighbours' keys are never touched.
+        """
+        return await self._core.here().clear(self._prefix, match)
+
+    async def invalidate_tags(self, *tags: str) -> None:
+        """Hide every entry of this namespace that has one of the tags: O(1) in the number of entries.
+
+        An entry whose making began before this call is hidden, also one that is still being loaded; one whose making begins
+        after it is not.
+        """
+        core = self._core.here()
+        await core.invalidate([self._prefix + check_key(tag) for tag in tags], self._prefix)
+
+    # Loading
+
+    @overload
+    async def get_or_set(
+        self,
+        key: str,
+        factory: Callable[[], Coroutine[Any, Any, T]] | Callable[[Load], Coroutine[Any, Any, T]],
+        ttl: Ttl | EllipsisType = ...,
+        *,
+        policy: Policy | None = None,
+        **options: Unpack[PolicyOptions],
+    ) -> T: ...
+    @overload
+    async def get_or_set(
+        self,
+        key: str,
+        factory: Callable[[], T] | Callable[[Load], T],
+        ttl: Ttl | EllipsisType = ...,
+        *,
+        policy: Policy | None = None,
+        **options: Unpack[PolicyOptions],
+    ) -> T: ...
+    async def get_or_set(
+        self,
+        key: str,
+        factory: Callable[..., Any],
+        ttl: Ttl | EllipsisType = ...,
+        *,
+        policy: Policy | None = None,
+        **options: Unpack[PolicyOptions],
+    ) -> Any:
+        """The value; when it is absent or stale, what the factory returns: it runs once, however many ask.
+
+        Args:
+            key: The key.
+            factory: An async or sync callable of nothing, or of a `Load`.
+            ttl: How long the loaded value is fresh: a duration, ``None``, or a function of the value.
+            policy: How to load, instead of the cache's policy.
+            **options: Options of the policy, for this call.
+
+        Raises:
+            LoadTimeout: The load passed ``hard_timeout`` and there is no stale value.
+            LoadCancelled: The factory was cancelled, or raised ``CancelledError``.
+            RecursiveLoad: This very call is part of loading the key.
+            Exception: What the factory raised, when there is no stale value.
+        """
+        core = self._core
+        try:
+            full = self._prefix + key if self._prefix else key
+            value = core.find(full, MISSING)
+            if value is not MISSING:
+                until = core.until(full)
+                if (until is None or core.now() < until) and (
+                    provider_module._TRACER_PROVIDER is None or not core.tracing.wanted()
+                ):
+                    core.touch(full)
+                    core.counters.hits += 1
+                    return value
+        except (TypeError, KeyError):
+            pass  # as in get
+        if not callable(factory):
+            raise TypeError(f"factory is a callable, not {type(factory).__name__}")
+        core = core.here()
+        terms = core.terms
+        if policy is not None or ttl is not ... or options or terms.tags:
+            terms = self._terms(core, ttl, policy, options)
+        return await core.get_or_set(self._full(key), self._prefix, factory, terms)
+
+    async def get_or_set_many(
+        self,
+        keys: Iterable[str],
+        loader: Callable[[list[str]], Any],
+        ttl: Ttl | EllipsisType = ...,
+        *,
+        policy: Policy | None = None,
+        **options: Unpack[PolicyOptions],
+    ) -> dict[str, Any]:
+        """The values of the keys, in their order; those that the loader does not return are left out.
+
+        Args:
+            keys: The keys.
+            loader: An async or sync callable of the list of missing keys, that returns a mapping. Keys that are being
+                loaded already are waited for instead.
+            ttl: How long the loaded values are fresh.
+            policy: How to load, instead of the cache's policy.
+            **options: Options of the policy, for this call.
+        """
+        if not callable(loader):
+            raise TypeError(f"loader is a callable, not {type(loader).__name__}")
+        core = self._core.here()
+        fulls = self._fulls(keys)
+        terms = self._terms(core, ttl, policy, options)
+        return await core.get_or_set_many(list(fulls), fulls, self._prefix, loader, terms)
+
+    @overload
+    def memoize(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> Memoized[P, R]: ...
+    @overload
+    def memoize(
+        self,
+        *,
+        ttl: Ttl | EllipsisType = ...,
+        key: KeyRule = None,
+        ignore: Collection[str] = (),
+        policy: Policy | None = None,
+        **options: Unpack[PolicyOptions],
+    ) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], Memoized[P, R]]: ...
+    def memoize(
+        self,
+        function: Callable[P, Coroutine[Any, Any, R]] | None = None,
+        /,
+        *,
+        ttl: Ttl | EllipsisType = ...,
+        key: KeyRule = None,
+        ignore: Collection[str] = (),
+        policy: Policy | None = None,
+        **options: Unpack[PolicyOptions],
+    ) -> Any:
+        """Cache the results of a coroutine function, method, static or class method.
+
+        Args:
+            function: The function, when the decorator is used without options.
+            ttl: How long a result is fresh: a duration, ``None``, or a function of the result.
+            key: A template such as ``"user:{user_id}"``, a function of the arguments, or ``None``: a digest of all of them.
+            ignore: Names of parameters that make no difference to the result.
+            policy: How to load, instead of the cache's policy.
+            **options: Options of the policy; ``tags`` may be templates too.
+
+        Raises:
+            ConfigError: A template names no parameter, or an option is wrong; at decoration.
+        """
+
+        def decorate(decorated: Any) -> Any:
+            core = self._core
+            tags = options.get("tags", ())
+            rest = cast(PolicyOptions, {name: value for name, value in options.items() if name != "tags"})
+            if isinstance(tags, str):
+                raise ConfigError(f"tags is a collection of names, not one text: write tags=[{tags!r}]")
+            kind = type(decorated) if isinstance(decorated, staticmethod | classmethod) else None
+            memoized: Memoized[Any, Any] = Memoized(
+                decorated.__func__ if kind else decorated,
+                cache=self,
+                dispatcher=core,
+                prefix=self._prefix,
+                terms=self._terms(core, ttl, policy, rest),
+                key=key,
+                ignore=ignore,
+                tags=tuple(tags),
+            )
+            return memoized if kind is None else kind(memoized)
+
+        return decorate if function is None else decorate(function)
+
+    def memoize_many(
+        self,
+        *,
+        ttl: Ttl | EllipsisType = ...,
+        key: KeyRule = None,
+        policy: Policy | None = None,
+        **options: Unpack[PolicyOptions],
+    ) -> Callable[[Callable[[list[K]], Coroutine[Any, Any, Mapping[K, R]]]], MemoizedMany[K, R]]:
+        """Cache the results of a coroutine function that takes a list and returns a mapping, each by itself.
+
+        Args:
+            ttl: How long a result is fresh.
+            key: A template with one field, which stands for one of the list, such as ``"user:{id}"``; a function of it; or
+                ``None``.
+            policy: How to load, instead of the cache's policy.
+            **options: Options of the policy.
+        """
+
+        def decorate(function: Callable[[list[K]], Coroutine[Any, Any, Mapping[K, R]]]) -> MemoizedMany[K, R]:
+            return MemoizedMany(
+                function,
+                cache=self,
+                dispatcher=self._core,
+                prefix=self._prefix,
+                terms=self._terms(self._core, ttl, policy, options),
+                key=key,
+            )
+
+        return decorate
+
+    def override(self, *, refresh: bool = False, bypass: bool = False) -> AbstractContextManager[None]:
+        """In this context, and in tasks begun in it, load anew (``refresh``) or leave the cache aside (``bypass``).
+
+        Raises:
+            ConfigError: Not exactly one of the two is set.
+        """
+        if refresh == bypass:
+            raise ConfigError("override takes refresh=True or bypass=True")
+        return cast(AbstractContextManager[None], override("refresh" if refresh else "bypass"))
+
+    def lock(self, key: str, *, ttl: Duration, timeout: Duration | None = None) -> AbstractAsyncContextManager[None]:
+        """Hold a lock, shared with other processes when the store is.
+
+        Args:
+            key: Its name, apart from the keys of entries.
+            ttl: When it lapses although nobody has given it back, in seconds from its taking: longer than the work takes.
+            timeout: How long to wait for it; ``None`` for as long as it takes.
+
+        Raises:
+            LockTimeout: It was not free in time.
+        """
+        limit = None if timeout is None else seconds(timeout, name="timeout")
+        return self._core.here().lock(self._full(key), seconds(ttl, name="ttl"), limit)
+
+    # The rest
+
+    def namespace(self, name: str) -> "Cache":
+        """A view: the same store and settings, with keys of its own.
+
+        Raises:
+            InvalidKeyError: The name is empty or not a valid text.
+        """
+        view = Cache.__new__(Cache)
+        view._core = self._core
+        # No key has a NUL, so no key of this namespace can be taken for one of that.
+        view._prefix = f"{self._prefix}{check_key(name)}\0"
+        return view
+
+    def stats(self) -> Stats:
+        """What was counted so far, by all views together."""
+        core = self._core
+        return core.stats() if core.closed else core.here().stats()
+
+    async def ping(self) -> bool:
+        """Whether the store answers."""
+        return await self._core.here().ping()
+
+    async def aclose(self) -> None:
+        """End the background work and let go of what the cache opened; a second call does nothing."""
+        await self._core.aclose()
+
+    async def __aenter__(self) -> Self:
+        self._core.here()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def __repr__(self) -> str:
+        return f"Cache({self._core.backend_name!r}, name={self._core.name!r})"
+
+    def _full(self, key: str) -> str:
+        return self._prefix + check_key(key) if self._prefix else check_key(key)
+
+    def _fulls(self, keys: Iterable[str]) -> dict[str, str]:
+        if isinstance(keys, str):
+            raise InvalidKeyError("keys is a collection of keys, not one text")
+        return {key: self._full(key) for key in keys}
+
+    def _tags(self, tags: Iterable[str], terms: Terms) -> tuple[str, ...]:
+        if isinstance(tags, str):
+            raise ConfigError(f"tags is a collection of names, not one text: write tags=[{tags!r}]")
+        return tuple(self._prefix + check_key(tag) for tag in dict.fromkeys((*terms.tags, *tags)))
+
+    def _terms(self, core: Dispatcher, ttl: Ttl | EllipsisType, policy: Policy | None, options: PolicyOptions) -> Terms:
+        """The terms of one call; its tags are whole names."""
+        terms = core.terms
+        if policy is not None or ttl is not ... or options:
+            base = core.policy if policy is None else policy
+            if ttl is not ...:
+                base = base.but(ttl=ttl, **options)
+            elif options:
+                base = base.but(**options)
+            terms = Terms.of(base)
+        return terms.tagged(self._tags((), terms)) if terms.tags else terms
+
+
+def _escaped(namespace: str) -> str:
+    return namespace.replace("%", "%25").replace(":", "%3A")
+
+
+def _clock_of(store: Any) -> Clock | None:
+    return None if isinstance(store, str) else getattr(store, "clock", None)
+
+
+def _opened(store: Any, clock: Clock, codec: Any, owned: list[Any]) -> Any:
+    if not isinstance(store, str):
+        return store
+    opened = open_store(store, clock=clock, codec=codec)
+    owned.append(opened)
+    return opened

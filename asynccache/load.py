@@ -1,0 +1,114 @@
+"""What a factory may know and say about the load that it is."""
+
+import enum
+from collections.abc import Iterable
+from typing import Any, Final, Literal, final
+
+from asynccache.duration import Duration, seconds
+from asynccache.entry import Entry
+from asynccache.errors import CacheError
+
+__all__ = ["KEPT", "Kept", "Load"]
+
+
+class Kept(enum.Enum):
+    """The type of what `Load.keep_stale` returns."""
+
+    KEPT = "KEPT"
+
+
+KEPT: Final = Kept.KEPT
+
+
+@final
+class Load:
+    """One run of a factory, from the inside: given to a factory that takes one argument.
+
+    Attributes:
+        key: The key that is being loaded, without the namespace.
+        stale: The entry that the new value will replace, past its ttl and within its grace; ``None`` when there is none.
+        reason: Why the factory runs: ``"miss"``, ``"stale"``, ``"refresh"`` or ``"background"``.
+    """
+
+    __slots__ = ("_grace", "_skip", "_tags", "_ttl", "key", "reason", "stale")
+
+    def __init__(self, key: str, stale: Entry | None, reason: str, tags: tuple[str, ...]) -> None:
+        self.key = key
+        self.stale = stale
+        self.reason = reason
+        self._ttl: float | Literal[Kept.KEPT] | None = KEPT
+        self._grace: float | Literal[Kept.KEPT] | None = KEPT
+        self._tags = tags
+        self._skip = False
+
+    @property
+    def ttl(self) -> float | None:
+        """How long the value will be fresh, in seconds, when set here; write any duration, or ``None`` for ever."""
+        return None if isinstance(self._ttl, Kept) else self._ttl
+
+    @ttl.setter
+    def ttl(self, ttl: Duration | None) -> None:
+        self._ttl = None if ttl is None else seconds(ttl, name="ttl")
+
+    @property
+    def grace(self) -> float | None:
+        """How long past its ttl the value can stand in, in seconds, when set here; write any duration, or ``None``."""
+        return None if isinstance(self._grace, Kept) else self._grace
+
+    @grace.setter
+    def grace(self, grace: Duration | None) -> None:
+        self._grace = None if grace is None else seconds(grace, name="grace")
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """The tags of the value; write any collection of names."""
+        return self._tags
+
+    @tags.setter
+    def tags(self, tags: Iterable[str]) -> None:
+        if isinstance(tags, str):
+            raise ValueError(f"tags is a collection of names, not one text: write [{tags!r}]")
+        self._tags = tuple(tags)
+
+    def add_tags(self, *tags: str) -> None:
+        """Add tags to those that the value has."""
+        self._tags = (*self._tags, *(tag for tag in tags if tag not in self._tags))
+
+    def skip(self) -> None:
+        """Return the value to everybody who waits, and do not store it."""
+        self._skip = True
+
+    def keep_stale(self) -> Any:
+        """What to return when the source says that the stale value still holds: it gets a new ttl, and everybody gets it.
+
+        Raises:
+            CacheError: There is no stale value.
+        """
+        if self.stale is None:
+            raise CacheError("keep_stale: this load replaces no stale value")
+        return KEPT
+
+    @property
+    def skipped(self) -> bool:
+        """Whether the factory declined to store."""
+        return self._skip
+
+    def ttl_or(self, ttl: float | None) -> float | None:
+        """The ttl set here, or the given one."""
+        return ttl if isinstance(self._ttl, Kept) else self._ttl
+
+    def grace_or(self, grace: float) -> float:
+        """The grace set here, or the given one."""
+        if isinstance(self._grace, Kept):
+            return grace
+        return self._grace or 0.0
+
+    @property
+    def ttl_given(self) -> bool:
+        """Whether the factory set a ttl."""
+        return not isinstance(self._ttl, Kept)
+
+    @property
+    def grace_given(self) -> bool:
+        """Whether the factory set a grace."""
+        return not isinstance(self._grace, Kept)

@@ -1,0 +1,1 @@
+"""The benchmark runner: scenarios beside their peers, in interleaved rounds."""

@@ -1,0 +1,341 @@
+"""The main job on real input: a slow source, a web service before it, and a crowd of 500 that wants it all at once.
+
+``examples/fastapi_app.py`` runs in a process of its own, first with the cache switched off (``ASYNCCACHE_DISABLE=1``),
+then with it. The crowd sends both the same requests. The exit code is 0 when every request was answered and no module
+was computed twice with the cache on.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+import statistics
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from crowd import Ask, Outcome, drive, room_for, zipf
+from module_facts import BUSY_MODULES
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
+
+__all__ = ["main"]
+
+Span = dict[str, Any]
+
+_PATIENCE = 50.0  # seconds that one phase may take before it counts as failed
+_TIME_TO_STOP = 5.0  # seconds that a server has to stop by itself
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """What one server did for the crowd.
+
+    Attributes:
+        outcome: What the crowd saw.
+        computed: How often the source computed each module.
+        cache: What the cache counted.
+        spans: The spans of the requests that asked for a trace.
+    """
+
+    outcome: Outcome
+    computed: Counter[str]
+    cache: dict[str, int]
+    spans: list[Span]
+
+    @property
+    def hit_ratio(self) -> float:
+        """Requests answered from the cache, as a part of all that asked it."""
+        answered = self.cache["hits"] + self.cache["stale_hits"]
+        asked = answered + self.cache["misses"]
+        return answered / asked if asked else 0.0
+
+    @property
+    def computed_twice(self) -> dict[str, int]:
+        """The modules that were computed more than once."""
+        return {name: count for name, count in self.computed.items() if count > 1}
+
+
+class Server:
+    """A running ``fastapi_app.py``, ready for requests."""
+
+    def __init__(self, process: asyncio.subprocess.Process, address: tuple[str, int]) -> None:
+        """Know a process and where it listens."""
+        self.process = process
+        self.address = address
+
+    async def get(self, path: str) -> Any:
+        """What a GET of this path answers, decoded from JSON."""
+        reader, writer = await asyncio.open_connection(*self.address)
+        try:
+            writer.write(f"GET {path} HTTP/1.1\r\nhost: {self.address[0]}\r\nconnection: close\r\n\r\n".encode())
+            head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+        finally:
+            writer.close()
+        if not head.startswith(b"HTTP/1.1 200 "):
+            raise RuntimeError(f"GET {path}: {head[:40].decode() or 'no answer'}")
+        return json.loads(body)
+
+
+@asynccontextmanager
+async def serving(*, cached: bool) -> AsyncIterator[Server]:
+    """A server in a process of its own, on a free port of loopback, that is gone at the end whatever happens.
+
+    It stops when the pipe that is its stdin closes, as it does when this process is killed, too. It is in a session of
+    its own, so that Ctrl-C in the terminal is for this process only, which stops the server in order.
+    """
+    environment = {name: value for name, value in os.environ.items() if name != "ASYNCCACHE_DISABLE"}
+    if not cached:
+        environment["ASYNCCACHE_DISABLE"] = "1"
+    with tempfile.TemporaryFile() as log:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, str(Path(__file__).with_name("fastapi_app.py")),
+            "--port", "0", "--until-stdin-ends", "--log-level", "warning",
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=log,
+            env=environment, start_new_session=True,
+        )  # fmt: skip
+        try:
+            assert process.stdout is not None
+            async with asyncio.timeout(_PATIENCE):
+                said_first = (await process.stdout.readline()).decode().strip()
+                host, colon, port = said_first.removeprefix("http://").rpartition(":")
+                if not colon:
+                    raise RuntimeError("the server did not start")
+                server = Server(process, (host, int(port)))
+                await server.get("/stats")  # answered when its workers are up
+            yield server
+        except Exception as error:
+            log.seek(0)
+            said = log.read().decode(errors="replace").strip()
+            if said:
+                error.add_note("The server said:\n" + "\n".join(said.splitlines()[-20:]))
+            raise
+        finally:
+            await _stopped(process)
+
+
+async def _stopped(process: asyncio.subprocess.Process) -> None:
+    """Wait until the process is gone: asked kindly first, then less so."""
+    assert process.stdin is not None
+    process.stdin.close()
+    for demand in (None, signal.SIGTERM, signal.SIGKILL):
+        if demand is not None:
+            with suppress(ProcessLookupError):
+                process.send_signal(demand)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(process.wait(), _TIME_TO_STOP)
+            return
+
+
+async def phase(
+    asks: Sequence[Ask], *, cached: bool, connections: int, at_most: float, bar: Progress, label: str
+) -> Phase:
+    """What a new server, its cache empty, does for the crowd."""
+    task = bar.add_task(label, total=len(asks))
+    async with serving(cached=cached) as server:
+        if not bar.console.is_terminal:
+            bar.console.print(f"{label}: {len(asks):,} requests to http://{server.address[0]}:{server.address[1]} …")
+        async with asyncio.timeout(_PATIENCE):
+            outcome = await drive(
+                server.address, asks, connections=connections, at_most=at_most, answered=lambda: bar.advance(task)
+            )
+        bar.update(task, total=len(outcome.latencies))
+        told = await server.get("/stats")
+        return Phase(outcome, Counter(told["computed"]), told["cache"], await server.get("/spans"))
+
+
+def plan(count: int, connections: int, seed: int) -> list[Ask]:
+    """The crowd's requests; those of its first wave that want the most popular module ask for a trace."""
+    random = Random(seed)
+    asks = [Ask(f"/modules/{name}") for name in zipf(BUSY_MODULES, count, skew=1.0, seed=seed)]
+    popular = Counter(asks[:connections]).most_common(1)[0][0]
+    for place, ask in enumerate(asks[:connections]):
+        if ask == popular:
+            asks[place] = replace(ask, trace=f"{random.getrandbits(128) | 1 << 64:032x}")
+    return asks
+
+
+def results(off: Phase, on: Phase, *, connections: int, seed: int) -> Table:
+    """Both phases side by side."""
+    table = Table(
+        title=f"{connections} connections, {len(BUSY_MODULES)} modules, the n-th asked for 1/n as often (seed {seed})",
+        title_justify="left",
+        header_style="bold",
+    )
+    table.add_column("")
+    table.add_column("cache off", justify="right")
+    table.add_column("cache on", justify="right", style="bold green")
+    table.add_column("", justify="right", style="dim")
+
+    def row(label: str, before: str, after: str, note: str = "") -> None:
+        table.add_row(label, before, after, note)
+
+    def times(ratio: float) -> str:
+        return f"{ratio:,.0f} times" if ratio >= 10 else f"{ratio:.1f} times"
+
+    a, b = off.outcome, on.outcome
+    row("requests", f"{len(a.latencies):,}", f"{len(b.latencies):,}")
+    row("seconds", f"{a.seconds:.2f}", f"{b.seconds:.2f}")
+    more = f"{times(b.per_second / a.per_second)} as many"
+    row("requests per second", f"{a.per_second:,.1f}", f"{b.per_second:,.1f}", more)
+    for label, part in (("p50", 0.5), ("p99", 0.99)):
+        before, after = a.percentile(part), b.percentile(part)
+        row(f"latency, {label}", _duration(before), _duration(after), f"{times(before / after)} faster")
+    table.add_section()
+    row("loads of the source", f"{off.computed.total():,}", f"{on.computed.total():,}")
+    row("  of the one loaded most", f"{max(off.computed.values()):,}", f"{max(on.computed.values()):,}", "must be 1")
+    row("waited for another's load", "-", f"{on.cache['coalesced']:,}")
+    row("hit ratio", "-", f"{on.hit_ratio:.1%}")
+    row("failed requests", f"{a.failed:,}", f"{b.failed:,}", "must be 0")
+    return table
+
+
+def trace_tree(spans: Sequence[Span]) -> Tree | None:
+    """The request that loaded the most popular module, as a tree of its spans, and one that waited for its load."""
+    load = next((span for span in spans if span["name"] == "cache.load"), None)
+    if load is None:
+        return None
+    loader = [span for span in spans if span["trace"] == load["trace"]]
+    waiting = [span for span in spans if load["span"] in span["links"]]
+    names = {load["span"]: "the load above"}
+    tree = Tree("[bold]One request of the first wave[/bold], it happened to be the one that loads")
+    _grow(tree, loader, names)
+    if waiting:
+        median = statistics.median_low(_length(span) for span in waiting)
+        waiter = next(span for span in waiting if _length(span) == median)
+        branch = Tree(f"[bold]and one of the {len(waiting)} others[/bold] that wanted the same at that moment")
+        _grow(branch, [span for span in spans if span["trace"] == waiter["trace"]], names)
+        both = Tree("", hide_root=True)
+        both.add(tree)
+        both.add(branch)
+        return both
+    return tree
+
+
+def _grow(tree: Tree, spans: Sequence[Span], names: dict[str, str]) -> None:
+    """Hang the spans of one trace under the tree, each where its parent is."""
+    inside = {span["span"] for span in spans}
+    begun = min(span["start"] for span in spans)
+    shown = ("http.response.status_code", "cache.result", "cache.load.reason")
+
+    def add(parent: Tree, span: Span) -> None:
+        text = Text.assemble((span["name"], "bold cyan"), f"  {_duration(_length(span) / 1e9)}")
+        text.append(f"  at {_duration((span['start'] - begun) / 1e9)}", "dim")
+        for name in shown:
+            if name in span["attributes"]:
+                text.append(f"  {name.rpartition('.')[2]}={span['attributes'][name]}", "yellow")
+        for link in span["links"]:
+            if link in names:
+                text.append(f"  linked to {names[link]}", "magenta")
+        branch = parent.add(text)
+        for child in sorted(spans, key=lambda other: other["start"]):
+            if child["parent"] == span["span"]:
+                add(branch, child)
+
+    for span in spans:
+        if span["parent"] not in inside:
+            add(tree, span)
+
+
+def _length(span: Span) -> int:
+    return int(span["end"]) - int(span["start"])
+
+
+def _duration(seconds: float) -> str:
+    if seconds >= 1:
+        return f"{seconds:.2f} s"
+    return f"{seconds * 1e3:.1f} ms" if seconds >= 0.001 or seconds == 0 else f"{seconds * 1e6:.0f} µs"
+
+
+def complaints(off: Phase, on: Phase) -> list[str]:
+    """What should not have happened; nothing, when all is well."""
+    found = [
+        f"{one.outcome.failed} requests failed with the cache {state}: "
+        f"{dict(one.outcome.statuses)}, {one.outcome.broken} broken off"
+        for state, one in (("off", off), ("on", on))
+        if one.outcome.failed
+    ]
+    if on.computed_twice:
+        found.append(f"computed more than once with the cache on: {on.computed_twice}")
+    if not on.computed:
+        found.append("the source computed nothing with the cache on")
+    return found
+
+
+async def show(console: Console, options: argparse.Namespace) -> int:
+    """Both phases and what they showed; the exit code."""
+    connections = room_for(options.connections)
+    if connections < options.connections:
+        console.print(f"the limit of open files allows {connections} connections only")
+    asks = plan(max(options.requests, options.requests_off), connections, options.seed)
+    columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        off = await phase(
+            asks[: options.requests_off], cached=False, connections=connections, at_most=options.seconds,
+            bar=bar, label="cache off",
+        )  # fmt: skip
+        on = await phase(
+            asks[: options.requests], cached=True, connections=connections, at_most=options.seconds,
+            bar=bar, label="cache on ",
+        )  # fmt: skip
+    console.print()
+    console.print(results(off, on, connections=connections, seed=options.seed))
+    console.print(
+        "The same requests in the same order; with the cache off (ASYNCCACHE_DISABLE=1) only the first of them, for "
+        "brevity. Both begin cold. A connection asks again when it has its answer: latency is mostly the wait in line.",
+        style="dim",
+    )
+    tree = trace_tree(on.spans)
+    if tree is not None:
+        console.print()
+        console.print(tree)
+    found = complaints(off, on)
+    console.print()
+    for complaint in found:
+        console.print(f"[bold red]WRONG[/bold red] {escape(complaint)}")
+    if not found:
+        console.print(
+            "[bold green]OK[/bold green] every request was answered; with the cache no module was computed twice"
+        )
+    return 1 if found else 0
+
+
+async def _until_told_to_stop(console: Console, options: argparse.Namespace) -> int:
+    """As `show`, and SIGTERM ends it as Ctrl-C does: in order."""
+    here = asyncio.current_task()
+    assert here is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, here.cancel)
+    return await show(console, options)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the demonstration; the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--connections", type=int, default=500, help="(default: %(default)s)")
+    parser.add_argument("--requests", type=int, default=20_000, help="with the cache on (default: %(default)s)")
+    parser.add_argument("--requests-off", type=int, default=500, help="with the cache off (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=12.0, help="when a phase stops sending (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=7, help="of the requests (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    terminal = sys.stdout.isatty()  # said here: without it FORCE_COLOR would put control codes into a log
+    console = Console(force_terminal=terminal, width=None if terminal else 110, highlight=False)
+    try:
+        return asyncio.run(_until_told_to_stop(console, options))
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        console.print("stopped")
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
