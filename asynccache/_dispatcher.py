@@ -1,8 +1,9 @@
 """The dispatcher: every call of a cache takes one path through it, from the span at the top to the two seats below.
 
-A hit in the local seat does not come this far: the face looks through ``find``, ``until`` and ``touch``, which are bound to the
-local store's own tables while nothing stands in the way, and to an empty table while something does (no local store, deep copies,
-an override or a sandbox somewhere in the process, the kill switch, a closed cache). Then the call comes here.
+A hit in the local seat does not come this far: the face looks through ``find``, ``until`` and ``touch``, which are
+bound to the local store's own tables while nothing stands in the way, and to an empty table while something does (no
+local store, deep copies, an override or a sandbox somewhere in the process, the kill switch, a closed cache). Then the
+call comes here.
 """
 
 import math

@@ -1,11 +1,12 @@
 """A load that the callers of one process share.
 
-A flight is one run of a factory for one key, in a task of its own. Callers wait on futures of their own, so that one who is
-cancelled takes nothing from the others. The outcome is handed over as a pair, never by raising one exception object in many
-tasks. All of it is plain synchronous bookkeeping: a change is decided before anything is awaited.
+A flight is one run of a factory for one key, in a task of its own. Callers wait on futures of their own, so that one
+who is cancelled takes nothing from the others. The outcome is handed over as a pair, never by raising one exception
+object in many tasks. All of it is plain synchronous bookkeeping: a change is decided before anything is awaited.
 
-Deadlock: a flight remembers which flights the code that it runs is waiting for. Waiting for one from which a chain of such
-waits leads back would never end; `would_deadlock` walks that chain (a wait-for graph, as in database lock managers).
+Deadlock: a flight remembers which flights the code that it runs is waiting for. Waiting for one from which a chain of
+such waits leads back would never end; `would_deadlock` walks that chain (a wait-for graph, as in database lock
+managers).
 """
 
 import asyncio
@@ -173,7 +174,8 @@ def wake(waiter: Waiter, outcome: Outcome, here: asyncio.AbstractEventLoop | Non
 
 
 def own_exception(error: BaseException) -> BaseException:
-    """An exception for one waiter to raise: a copy where the class can be copied, so that no traceback grows by sharing."""
+    """An exception for one waiter to raise: a copy where the class can be copied, so that no traceback grows by
+    sharing."""
     try:
         own = copy.copy(error)
     except Exception:

@@ -7,8 +7,8 @@ The states of a key at a `Loader.get`, and what is done:
 3. stale or absent, and a flight is under way: the caller waits for it, as long as the terms allow.
 4. stale or absent: a flight departs, in a task of its own and a copy of the caller's context, and the caller waits.
 
-A write to the key, by whomever, takes its flight out of the table and marks it void: the flight's waiters still get what it
-brings, nothing of it is stored, and whoever comes later starts another one.
+A write to the key, by whomever, takes its flight out of the table and marks it void: the flight's waiters still get
+what it brings, nothing of it is stored, and whoever comes later starts another one.
 """
 
 import asyncio
@@ -180,7 +180,8 @@ class Loader:
         return values
 
     def supersede(self, key: str) -> None:
-        """Make the key's load void, because of a write: what it brings is not stored, and later callers start another."""
+        """Make the key's load void, because of a write: what it brings is not stored, and later callers start
+        another."""
         flight = self.flights.pop(key, None)
         if flight is not None:
             flight.void = True
@@ -356,7 +357,8 @@ class Loader:
             else:
                 outcome = await self._bring(flight, prefix, factory, terms)
         except asyncio.CancelledError:
-            # Either somebody cancelled this task, or the factory raised it by itself, which is no reason to end as cancelled.
+            # Either somebody cancelled this task, or the factory raised it by itself, which is no reason to end as
+            # cancelled.
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
@@ -392,9 +394,8 @@ class Loader:
                 if type(value) is CoroutineType or inspect.isawaitable(value):
                     value = await value
             except BaseException as error:
-                counters.load_failures += 1
-                if isinstance(error, asyncio.CancelledError):
-                    span.set("cache.result", "error")
+                if not (flight.landed and isinstance(error, asyncio.CancelledError)):
+                    counters.load_failures += 1  # a load that was given up is no failure, or counted as one already
                 raise
             finally:
                 self._tracing.loaded(self._clock.monotonic() - began, flight.reason)
@@ -685,7 +686,8 @@ class Loader:
         self._cancel(flight)
 
     def _give_up(self, flight: Flight, terms: Terms) -> None:
-        """End a flight that went on too long: its key is free at once, whether or not the factory heeds its cancellation."""
+        """End a flight that went on too long: its key is free at once, whether or not the factory heeds its
+        cancellation."""
         if flight.landed:
             return
         flight.void = True

@@ -1,8 +1,9 @@
 """Memoization of coroutine functions.
 
-A call finds its value in three steps: arguments → key → entry. For arguments of which the key is a pure function (exact text,
-whole numbers, bytes, ``None``) the first step is remembered in a table, so that a hit builds no key. Two arguments that are equal
-and not the same (``1``, ``True``, ``1.0``) would share a place there, so the table is believed only when the classes are exact.
+A call finds its value in three steps: arguments → key → entry. For arguments of which the key is a pure function
+(exact text, whole numbers, bytes, ``None``) the first step is remembered in a table, so that a hit builds no key. Two
+arguments that are equal and not the same (``1``, ``True``, ``1.0``) would share a place there, so the table is
+believed only when the classes are exact.
 """
 
 import functools
@@ -28,7 +29,8 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 KeyRule = str | Callable[..., str] | None
-"""A template such as ``"user:{user_id}"``, a function of the call's arguments, or ``None`` for a key made of all of them."""
+"""A template such as ``"user:{user_id}"``, a function of the call's arguments, or ``None`` for a key made of all of
+them."""
 
 _EXACT: Final = frozenset({str, int, bytes, type(None)})
 _MOST_REMEMBERED: Final = 32_768

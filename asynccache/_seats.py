@@ -1,10 +1,10 @@
 """The two places where an entry may be.
 
-The local seat answers at once and is always right about this process; the remote one is asked with an await and may fail. What
-to do on its failure is decided here and nowhere else.
+The local seat answers at once and is always right about this process; the remote one is asked with an await and may
+fail. What to do on its failure is decided here and nowhere else.
 
-Every change is made in the order: decide (void what is under way), local, remote, local once more where a read may have put
-the old value back meanwhile.
+Every change is made in the order: decide (void what is under way), local, remote, local once more where a read may
+have put the old value back meanwhile.
 """
 
 import asyncio
@@ -299,7 +299,7 @@ class Seats:
         if self.local is None:
             return []
         now = self.clock.monotonic()
-        keys = []
+        keys: list[str] = []
         for count, key in enumerate(self.local.keys(), 1):
             if key.startswith(prefix):
                 found = self.look(key, now)
@@ -369,7 +369,8 @@ class Seats:
         self.report(f"{operation} failed", failure.__cause__ or failure)
 
     def report(self, what: str, error: BaseException) -> None:
-        """Count a failure that no caller sees, and log it, at most once a second; its text may hold a key or a value."""
+        """Count a failure that no caller sees, and log it, at most once a second; its text may hold a key or a
+        value."""
         self.counters.errors += 1
         now = self.clock.monotonic()
         if now < self._quiet_until:

@@ -2,13 +2,14 @@
 
 Invalidating a tag changes one record, whatever the number of entries that carry it.
 
-In the process the record is the tag's place in one strictly increasing order of invalidations. An entry keeps where that order
-stood when the work that made it *began*: it is valid while none of its tags was invalidated after that. The table is bounded;
-a record that is dropped raises the floor under all tags without a record, so it can hide an entry too many, never bring one back.
+In the process the record is the tag's place in one strictly increasing order of invalidations. An entry keeps where
+that order stood when the work that made it *began*: it is valid while none of its tags was invalidated after that. The
+table is bounded; a record that is dropped raises the floor under all tags without a record, so it can hide an entry
+too many, never bring one back.
 
-On a remote store the record is an entry of its own, whose value is a version that is never used twice. An entry keeps the
-versions that its tags had when its load began: it is valid while all of them are still there and the same. A record that
-was evicted or lost is a version that no entry has.
+On a remote store the record is an entry of its own, whose value is a version that is never used twice. An entry keeps
+the versions that its tags had when its load began: it is valid while all of them are still there and the same. A
+record that was evicted or lost is a version that no entry has.
 """
 
 import uuid

@@ -98,7 +98,8 @@ class TimerWheel:
             key: The key.
             deadline: When it expires; one that is infinite, or millions of years away, needs no reference and gets
                 none.
-            now: The time. Without it, the time left, which decides how late the key may fire, counts from the last `advance`.
+            now: The time. Without it, the time left, which decides how late the key may fire, counts from the last
+                `advance`.
         """
         if deadline > _NEVER:
             return

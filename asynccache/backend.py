@@ -34,10 +34,11 @@ class StoreOptions:
 class Backend(Protocol):
     """A remote store: asynchronous, perhaps shared, perhaps away.
 
-    Keys arrive whole and valid, with the namespace in front. A backend knows nothing of loading, tags or telemetry; it owns
-    its connections, its encoding and its atomicity. No constructor does I/O. It is used from any number of tasks, and from
-    one event loop after another. It raises `BackendError` (or a subclass) when it fails, `EncodeError` when it
-    cannot keep a value, and never returns an entry past its ``expires_at``; bytes that it cannot read are an absent entry.
+    Keys arrive whole and valid, with the namespace in front. A backend knows nothing of loading, tags or telemetry; it
+    owns its connections, its encoding and its atomicity. No constructor does I/O. It is used from any number of tasks,
+    and from one event loop after another. It raises `BackendError` (or a subclass) when it fails, `EncodeError` when it
+    cannot keep a value, and never returns an entry past its ``expires_at``; bytes that it cannot read are an absent
+    entry.
     """
 
     @property
@@ -75,7 +76,8 @@ class Backend(Protocol):
         ...
 
     async def incr(self, key: str, delta: int, *, ttl: float | None) -> int:
-        """Add atomically and return the sum. An absent or no longer fresh counter starts at zero, with ``ttl`` in seconds.
+        """Add atomically and return the sum. An absent or no longer fresh counter starts at zero, with ``ttl`` in
+        seconds.
 
         Raises:
             TypeError: The key holds something else than an integer.
@@ -83,8 +85,8 @@ class Backend(Protocol):
         ...
 
     def keys(self, prefix: str) -> AsyncIterator[str]:
-        """Every key that starts with the prefix, in no order, without blocking anybody; one that comes or goes meanwhile
-        may or may not be among them."""
+        """Every key that starts with the prefix, in no order, without blocking anybody; one that comes or goes
+        meanwhile may or may not be among them."""
         ...
 
     async def ping(self) -> None:
@@ -124,7 +126,8 @@ class Leases(Protocol):
         ...
 
     async def commit(self, lease: Lease, entry: Entry) -> bool:
-        """Store the entry and give the lease back, if it still holds: one atomic step. ``False``: nothing was stored."""
+        """Store the entry and give the lease back, if it still holds: one atomic step. ``False``: nothing was
+        stored."""
         ...
 
     async def release(self, lease: Lease) -> None:

@@ -54,9 +54,9 @@ class Cache:
     Nothing is opened before the first call. One object may be used by any number of tasks, under one event loop after
     another, and from loops in several threads.
 
-    A *key* is a non-empty text without NUL, at most 1,024 bytes of UTF-8; anything else raises `InvalidKeyError`. A *ttl*
-    is a duration, ``None`` for no expiry; left out, it is the policy's. When the store fails, reads miss and writes return
-    ``False`` or ``0``, unless ``on_error`` says otherwise.
+    A *key* is a non-empty text without NUL, at most 1,024 bytes of UTF-8; anything else raises `InvalidKeyError`. A
+    *ttl* is a duration, ``None`` for no expiry; left out, it is the policy's. When the store fails, reads miss and
+    writes return ``False`` or ``0``, unless ``on_error`` says otherwise.
 
     Args:
         store: A URL such as ``"memory://?max_entries=10000"``, or a backend object (which you close yourself).
@@ -171,7 +171,8 @@ class Cache:
         return await self._core.here().entry(self._full(key))
 
     async def keys(self, match: str = "*") -> AsyncIterator[str]:
-        """The keys of this namespace that match the glob, without the namespace; those of deeper ones are not among them.
+        """The keys of this namespace that match the glob, without the namespace; those of deeper ones are not among
+        them.
 
         ``*`` is any text, ``?`` any character, ``[a-z]`` one of a set, ``[^a-z]`` one not of it; a backslash takes the
         meaning away.
@@ -191,7 +192,8 @@ class Cache:
         tags: Iterable[str] = (),
         only_if: OnlyIf = None,
     ) -> bool:
-        """Store a value; whether the condition held and the store took it. A load of the key under way does not overwrite it.
+        """Store a value; whether the condition held and the store took it. A load of the key under way does not
+        overwrite it.
 
         Args:
             key: The key.
@@ -286,8 +288,8 @@ class Cache:
     async def invalidate_tags(self, *tags: str) -> None:
         """Hide every entry of this namespace that has one of the tags: O(1) in the number of entries.
 
-        An entry whose making began before this call is hidden, also one that is still being loaded; one whose making begins
-        after it is not.
+        An entry whose making began before this call is hidden, also one that is still being loaded; one whose making
+        begins after it is not.
         """
         core = self._core.here()
         await core.invalidate([self._prefix + check_key(tag) for tag in tags], self._prefix)
@@ -414,7 +416,8 @@ class Cache:
         Args:
             function: The function, when the decorator is used without options.
             ttl: How long a result is fresh: a duration, ``None``, or a function of the result.
-            key: A template such as ``"user:{user_id}"``, a function of the arguments, or ``None``: a digest of all of them.
+            key: A template such as ``"user:{user_id}"``, a function of the arguments, or ``None``: a digest of all of
+                them.
             ignore: Names of parameters that make no difference to the result.
             policy: How to load, instead of the cache's policy.
             **options: Options of the policy; ``tags`` may be templates too.
@@ -456,8 +459,8 @@ class Cache:
 
         Args:
             ttl: How long a result is fresh.
-            key: A template with one field, which stands for one of the list, such as ``"user:{id}"``; a function of it; or
-                ``None``.
+            key: A template with one field, which stands for one of the list, such as ``"user:{id}"``; a function of
+                it; or ``None``.
             policy: How to load, instead of the cache's policy.
             **options: Options of the policy.
         """
@@ -489,7 +492,8 @@ class Cache:
 
         Args:
             key: Its name, apart from the keys of entries.
-            ttl: When it lapses although nobody has given it back, in seconds from its taking: longer than the work takes.
+            ttl: When it lapses although nobody has given it back, in seconds from its taking: longer than the work
+                takes.
             timeout: How long to wait for it; ``None`` for as long as it takes.
 
         Raises:

@@ -29,7 +29,8 @@ class Clock(Protocol):
 
     @property
     def epoch(self) -> float:
-        """What to add to ``monotonic()`` for seconds since 1970: constant, so a wall clock that jumps changes nothing."""
+        """What to add to ``monotonic()`` for seconds since 1970: constant, so a wall clock that jumps changes
+        nothing."""
         ...
 
     def call_later(self, delay: float, callback: Callable[[], object]) -> Timer:

@@ -34,8 +34,8 @@ _NO_TAGS: Final[Mapping[str, str]] = MappingProxyType({})
 class Entry:
     """A value as a backend keeps it.
 
-    Times are seconds since 1970 on the cache's own clock, which never goes back and does not follow a wall clock that is
-    set; ``math.inf`` means never.
+    Times are seconds since 1970 on the cache's own clock, which never goes back and does not follow a wall clock that
+    is set; ``math.inf`` means never.
 
     Attributes:
         value: What was stored.

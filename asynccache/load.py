@@ -26,7 +26,8 @@ class Load:
 
     Attributes:
         key: The key that is being loaded, without the namespace.
-        stale: The entry that the new value will replace, past its ttl and within its grace; ``None`` when there is none.
+        stale: The entry that the new value will replace, past its ttl and within its grace; ``None`` when there is
+            none.
         reason: Why the factory runs: ``"miss"``, ``"stale"``, ``"refresh"`` or ``"background"``.
     """
 
@@ -79,7 +80,8 @@ class Load:
         self._skip = True
 
     def keep_stale(self) -> Any:
-        """What to return when the source says that the stale value still holds: it gets a new ttl, and everybody gets it.
+        """What to return when the source says that the stale value still holds: it gets a new ttl, and everybody gets
+        it.
 
         Raises:
             CacheError: There is no stale value.

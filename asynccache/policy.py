@@ -32,8 +32,8 @@ class Policy:
         sliding: Whether a hit gives the entry its whole ttl again.
         negative_ttl: The ttl of a loaded ``None``, when it should differ.
         cache_if: Whether to store a loaded value at all: a function of the value.
-        lock: Who shares one load: ``"shared"``, all processes on the store (where it can grant leases), ``"local"``, the
-            callers of this process, ``"none"``, nobody.
+        lock: Who shares one load: ``"shared"``, all processes on the store (where it can grant leases), ``"local"``,
+            the callers of this process, ``"none"``, nobody.
         tags: Names under which a loaded entry can be invalidated together with others.
     """
 

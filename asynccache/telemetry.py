@@ -1,8 +1,8 @@
 """The one door to OpenTelemetry.
 
-Spans are made only when a tracer provider is installed (or given), and not under a parent that is not sampled. Whether one is
-installed is asked at each call, because an SDK may be set up after the cache was made: `provider_module` holds the variable
-that ``opentelemetry.trace.set_tracer_provider`` sets, which costs a few nanoseconds to look at.
+Spans are made only when a tracer provider is installed (or given), and not under a parent that is not sampled. Whether
+one is installed is asked at each call, because an SDK may be set up after the cache was made: `provider_module` holds
+the variable that ``opentelemetry.trace.set_tracer_provider`` sets, which costs a few nanoseconds to look at.
 """
 
 from collections.abc import Iterator, Sequence

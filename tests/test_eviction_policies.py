@@ -462,7 +462,7 @@ def test_a_use_of_a_former_self_does_not_count() -> None:
 
 @pytest.mark.parametrize("order", ["oldest", "newest", "random"])
 def test_removed_keys_leave_no_slots(order: str) -> None:
-    """Whatever is removed, and in whatever order, there is at most one dead slot to two living."""
+    """Whatever is removed, and in whatever order, no more slots are dead than living."""
     rng = random.Random(6)
     policy = S3FIFO(1_000)
     living: list[str] = []
@@ -475,7 +475,7 @@ def test_removed_keys_leave_no_slots(order: str) -> None:
             gone = living.pop({"oldest": 0, "newest": -1, "random": rng.randrange(len(living))}[order])
             policy.remove(gone)
         slots = len(policy._small) + len(policy._main)
-        assert slots <= 1.5 * len(policy.values) + 64
+        assert slots <= 2 * len(policy.values) + 64
     audit(policy)
     rng.shuffle(living)
     for key in living:

@@ -1,16 +1,16 @@
 """The in-process store: the local seat of every cache.
 
-Layout (chosen by measurement; a million entries cost about 145 bytes each beyond key and value, none of it visited by the
-garbage collector):
+Layout (chosen by measurement; a million entries cost about 145 bytes each beyond key and value, none of it visited by
+the garbage collector):
 
 - the eviction policy owns ``values``, a mapping in the order that it likes;
-- ``deadlines`` says until when a hit needs no second look: the end of freshness of an ordinary entry, the refresh point of
-  one that refreshes ahead, ``-inf`` for one with tags or a sliding ttl. An entry that lives for ever has none;
+- ``deadlines`` says until when a hit needs no second look: the end of freshness of an ordinary entry, the refresh
+  point of one that refreshes ahead, ``-inf`` for one with tags or a sliding ttl. An entry that lives for ever has none;
 - ``lives`` holds the whole story of the entries for which that one number is not enough;
 - an ordinary entry's ttl is remembered only where it is not the usual one, the first that this store was given.
 
-Reading is ``values[key]``, ``deadlines.get(key)``, a comparison, ``policy.touch(key)``: the dispatcher binds these once and
-calls nothing else on a hit. Writing takes a lock, because loops of several threads may share a store.
+Reading is ``values[key]``, ``deadlines.get(key)``, a comparison, ``policy.touch(key)``: the dispatcher binds these
+once and calls nothing else on a hit. Writing takes a lock, because loops of several threads may share a store.
 """
 
 import copy
@@ -105,8 +105,8 @@ class Life:
 class MemoryBackend:
     """An in-process store with an eviction policy, bounds, and a timing wheel that expires entries by itself.
 
-    Values are kept by reference unless ``copy`` is set. A bound holds whenever control returns to the caller. One store may
-    serve several caches, under one event loop after another or from several threads.
+    Values are kept by reference unless ``copy`` is set. A bound holds whenever control returns to the caller. One
+    store may serve several caches, under one event loop after another or from several threads.
 
     Args:
         max_entries: How many entries it keeps at most; ``None`` for no bound.
@@ -115,8 +115,8 @@ class MemoryBackend:
         copy: Whether to keep and return deep copies, so that a caller who changes a value changes nobody else's.
         weigher: What an entry weighs in bytes; by default an estimate of the memory that key and value take.
         on_removal: Called with a `Removal` after each entry has left; what it raises is logged and harms nobody.
-        ttl: The longest time in seconds that an entry is kept, whatever it was stored with: for the local copy of a remote
-            store's entries.
+        ttl: The longest time in seconds that an entry is kept, whatever it was stored with: for the local copy of a
+            remote store's entries.
         clock: Where time comes from.
 
     Raises:
@@ -208,7 +208,8 @@ class MemoryBackend:
     # Writing
 
     def put(self, key: str, value: Any, now: float, ttl: float | None, life: Life | None = None) -> bool:
-        """Store a value; ``False`` when it alone outweighs ``max_bytes`` (what the key held before is gone all the same).
+        """Store a value; ``False`` when it alone outweighs ``max_bytes`` (what the key held before is gone all the
+        same).
 
         Args:
             key: The whole key.

@@ -196,9 +196,8 @@ class _Queue:
     A key struck out behind the first leaves its slot where it is: ``struck`` says how many dead slots a key has. They
     all lie before the slot of its living successor, if it has one, so the first ones met are the dead ones. Each
     strike also moves four slots from the front of ``newer`` to the end of ``older``, which keeps the order and drops
-    the dead on the way; when all have moved, the two change places. A sweep over n slots takes at most n / 3 strikes,
-    even when each is followed by a new key: so there is at most one dead slot to two living, and no strike waits for a
-    long sweep.
+    the dead on the way; when all have moved, the two change places. So there are about as many dead slots as living
+    ones at most, and no strike waits for a long sweep.
 
     Attributes:
         older: The first part of the queue, swept.

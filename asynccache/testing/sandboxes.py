@@ -32,8 +32,8 @@ class Sandbox:
 def sandbox() -> Iterator[Sandbox]:
     """Put an empty in-memory store behind every cache that is used inside, whatever it was configured with.
 
-    It holds for this context and for tasks begun in it; other tests that run at the same time, and sandboxes inside this one,
-    have worlds of their own.
+    It holds for this context and for tasks begun in it; other tests that run at the same time, and sandboxes inside
+    this one, have worlds of their own.
     """
     box = Sandbox()
     with worlds(box.world):

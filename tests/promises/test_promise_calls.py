@@ -136,7 +136,7 @@ async def test_many(cache):
     assert await cache.get_many(["a", "b", "nope", "c"]) == {"a": 1, "b": None, "c": 3}
     assert await cache.get_many(key for key in "ac") == {"a": 1, "c": 3}
     assert await cache.delete_many(["a", "nope", "b"]) == 2
-    assert await cache.get_many("abc") == {"c": 3}
+    assert await cache.get_many([*"abc"]) == {"c": 3}
 
 
 async def test_many_of_nothing(cache):
