@@ -163,12 +163,11 @@ class Flight:
 def wake(waiter: Waiter, outcome: Outcome, here: asyncio.AbstractEventLoop | None) -> None:
     """Resolve a waiter's future, in whichever loop it lives; one that is gone is left alone."""
     loop = waiter.get_loop()
-    if loop is here:
-        if not waiter.done():
-            waiter.set_result(outcome)
-        return
     try:
-        loop.call_soon_threadsafe(wake, waiter, outcome, loop)
+        if loop is not here:
+            loop.call_soon_threadsafe(wake, waiter, outcome, loop)
+        elif not waiter.done():
+            waiter.set_result(outcome)
     except RuntimeError:
         return  # its loop is closed: nobody waits there any more
 

@@ -362,8 +362,8 @@ class Loader:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
-        except (KeyboardInterrupt, SystemExit):
-            raise
+        except (KeyboardInterrupt, SystemExit, GeneratorExit):
+            raise  # the program ends, or the loop is gone
         except BaseException as error:  # reaches the waiters, whatever it is
             outcome = self._failed(flight, terms, error)
         finally:
@@ -552,8 +552,8 @@ class Loader:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
-        except (KeyboardInterrupt, SystemExit):
-            raise
+        except (KeyboardInterrupt, SystemExit, GeneratorExit):
+            raise  # the program ends, or the loop is gone
         except BaseException as error:
             outcomes = {flight: self._failed(flight, terms, error) for flight in members}
         finally:
