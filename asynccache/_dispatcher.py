@@ -15,8 +15,10 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias, final
 
+from asynccache._bulk import BulkFactory
 from asynccache._glob import compile_glob
-from asynccache._loading import BulkFactory, Factory, Loader, as_entry, life_of
+from asynccache._keeping import as_entry, life_of
+from asynccache._loading import Loader
 from asynccache._locks import LocalLeases
 from asynccache._seats import Found, OnError, Seats
 from asynccache.backend import Backend, Lease, Leases, OnlyIf
@@ -25,6 +27,7 @@ from asynccache.clock import Clock
 from asynccache.duration import seconds
 from asynccache.entry import MISSING, Entry
 from asynccache.errors import CacheClosed, LockTimeout
+from asynccache.load import Factory
 from asynccache.policy import Policy, Terms
 from asynccache.stats import Counters, Stats
 from asynccache.telemetry import NO_SPAN, CallSpan, Telemetry, Tracing
@@ -224,7 +227,7 @@ class Dispatcher:
             span.result("miss")
             return MISSING
         counters.hits += 1
-        self.loader.used(key, found[1], now)
+        self.seats.used(key, found[1], now)
         span.result("negative" if found[0] is None else "hit", tier)
         return found[0]
 
@@ -241,7 +244,7 @@ class Dispatcher:
             for key, full in keys.items():
                 found = None if self.disabled else self.seats.look(full, now)
                 if found is not None and now < found[1].fresh_until:
-                    self.loader.used(full, found[1], now)
+                    self.seats.used(full, found[1], now)
                     values[key] = found[0]
                 else:
                     absent.append(key)
@@ -313,10 +316,10 @@ class Dispatcher:
             now = self.now()
             ttl, life = self.life(value, ttl, grace, tags, terms, now)
             if only_if is None:
-                self.loader.supersede(key)
+                self.loader.flights.supersede(key)
             stored = await self.seats.keep(key, value, now, ttl, life, only_if)
             if stored:
-                self.loader.supersede(key)
+                self.loader.flights.supersede(key)
             return stored
 
     async def set_many(
@@ -329,12 +332,12 @@ class Dispatcher:
             now = self.now()
             lives = {}
             for key, value in values.items():
-                self.loader.supersede(key)
+                self.loader.flights.supersede(key)
                 each, life = self.life(value, ttl, grace, tags, terms, now)
                 lives[key] = life or (Life(now) if each is None else Life(now, now + each, now + each))
             stored = await self.seats.keep_many(values, now, lives)
             for key in values:
-                self.loader.supersede(key)
+                self.loader.flights.supersede(key)
             return stored
 
     async def delete(self, name: str, keys: Sequence[str]) -> int:
@@ -344,11 +347,11 @@ class Dispatcher:
             if self.disabled or not keys:
                 return 0
             for key in keys:
-                self.loader.supersede(key)
+                self.loader.flights.supersede(key)
             count = await self.seats.drop(keys)
             if self.remote is not None:
                 for key in keys:
-                    self.loader.supersede(key)
+                    self.loader.flights.supersede(key)
             return count
 
     async def retime(self, key: str, ttl: float | None) -> bool:
@@ -361,9 +364,9 @@ class Dispatcher:
         with self.tracing.call(name, key):
             if self.disabled:
                 return 0
-            self.loader.supersede(key)
+            self.loader.flights.supersede(key)
             total = await self.seats.add_to(key, delta, self.now(), ttl)
-            self.loader.supersede(key)
+            self.loader.flights.supersede(key)
             return total
 
     async def clear(self, prefix: str, pattern: str) -> int:
@@ -378,10 +381,10 @@ class Dispatcher:
         with self.tracing.call("cache.clear"):
             if self.disabled:
                 return 0
-            self.loader.supersede_where(lambda key: key.startswith(prefix) and matches(key))
+            self.loader.flights.supersede_where(lambda key: key.startswith(prefix) and matches(key))
             count = await self.seats.clear(matches, prefix)
             if self.remote is not None:
-                self.loader.supersede_where(lambda key: key.startswith(prefix) and matches(key))
+                self.loader.flights.supersede_where(lambda key: key.startswith(prefix) and matches(key))
             return count
 
     async def invalidate(self, tags: Sequence[str], prefix: str) -> None:
@@ -389,9 +392,9 @@ class Dispatcher:
         with self.tracing.call("cache.invalidate_tags", size=len(tags)):
             if self.disabled or not tags:
                 return
-            self.loader.supersede_tagged(tags, prefix)
+            self.loader.flights.supersede_tagged(tags, prefix)
             await self.seats.invalidate(tags)
-            self.loader.supersede_tagged(tags, prefix)
+            self.loader.flights.supersede_tagged(tags, prefix)
 
     # Loading
 
@@ -427,7 +430,7 @@ class Dispatcher:
         """The values, the missing ones loaded together."""
         with self.tracing.call("cache.get_or_set_many", size=len(full)):
             mode = "bypass" if self.disabled else _override.get()
-            return await self.loader.get_many(keys, full, prefix, factory, terms, mode)
+            return await self.loader.bulk.get_many(keys, full, prefix, factory, terms, mode)
 
     # Locking
 
@@ -494,7 +497,7 @@ class Dispatcher:
             return
         self.closed = True
         self.bind()
-        await self.loader.aclose()
+        await self.loader.flights.aclose()
         for store in self._owned:
             if isinstance(store, MemoryBackend):
                 store.aclose_now()

@@ -138,6 +138,10 @@ class Flight:
             waiter, _ = self.waiters.popitem()
             wake(waiter, outcome, self.loop)
 
+    def start_waiting(self, flight: "Flight") -> None:
+        """The factory waits for the other flight."""
+        self.waits_for[flight] = self.waits_for.get(flight, 0) + 1
+
     def stop_waiting(self, flight: "Flight") -> None:
         """The factory has stopped one of its waits for the other flight."""
         left = self.waits_for.pop(flight, 1) - 1

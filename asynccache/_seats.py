@@ -139,6 +139,17 @@ class Seats:
             self.local.put(key, entry.value, now, None, life)
         return entry.value, life
 
+    def used(self, key: str, life: Life, now: float) -> None:
+        """Count a use of an entry of the local seat: for eviction, and for a ttl that slides."""
+        local = self.local
+        if local is None:
+            return
+        if life.sliding is not None:
+            grace = life.expires_at - life.fresh_until
+            life.fresh_until = now + life.sliding
+            life.expires_at = life.fresh_until + grace
+        local.used(key)
+
     # Changing
 
     async def keep(
@@ -314,7 +325,7 @@ class Seats:
         self._fetching.clear()
         count = await self._clear_local(matches, prefix)
         if self.remote is not None:
-            keys = await self.attempt("keys", _collect(self.remote, prefix), [])
+            keys: list[str] = await self.attempt("keys", _collect(self.remote, prefix), [])
             matching = [key for key in keys if matches(key)]
             count = 0
             for start in range(0, len(matching), _CLEAR_SLICE):

@@ -186,7 +186,7 @@ class Cache:
         self,
         key: str,
         value: Any,
-        ttl: Duration | None | EllipsisType = ...,
+        ttl: Duration | EllipsisType | None = ...,
         *,
         grace: Duration | None = None,
         tags: Iterable[str] = (),
@@ -218,7 +218,7 @@ class Cache:
         self,
         key: str,
         value: Any,
-        ttl: Duration | None | EllipsisType = ...,
+        ttl: Duration | EllipsisType | None = ...,
         *,
         grace: Duration | None = None,
         tags: Iterable[str] = (),
@@ -229,7 +229,7 @@ class Cache:
     async def set_many(
         self,
         values: Mapping[str, Any],
-        ttl: Duration | None | EllipsisType = ...,
+        ttl: Duration | EllipsisType | None = ...,
         *,
         grace: Duration | None = None,
         tags: Iterable[str] = (),
@@ -393,6 +393,8 @@ class Cache:
     @overload
     def memoize(
         self,
+        function: None = None,
+        /,
         *,
         ttl: Ttl | EllipsisType = ...,
         key: KeyRule = None,
@@ -402,7 +404,7 @@ class Cache:
     ) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], Memoized[P, R]]: ...
     def memoize(
         self,
-        function: Callable[P, Coroutine[Any, Any, R]] | None = None,
+        function: Callable[..., Any] | None = None,
         /,
         *,
         ttl: Ttl | EllipsisType = ...,

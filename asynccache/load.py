@@ -1,14 +1,19 @@
 """What a factory may know and say about the load that it is."""
 
 import enum
-from collections.abc import Iterable
-from typing import Any, Final, Literal, final
+import inspect
+from collections.abc import Callable, Iterable
+from types import FunctionType, MethodType
+from typing import Any, Final, Literal, TypeAlias, final
 
 from asynccache.duration import Duration, seconds
 from asynccache.entry import Entry
 from asynccache.errors import CacheError
 
-__all__ = ["KEPT", "Kept", "Load"]
+__all__ = ["KEPT", "Factory", "Kept", "Load", "wants_load"]
+
+Factory: TypeAlias = Callable[..., Any]
+"""An async or sync callable of nothing, or of a `Load`."""
 
 
 class Kept(enum.Enum):
@@ -114,3 +119,21 @@ class Load:
     def grace_given(self) -> bool:
         """Whether the factory set a grace."""
         return not isinstance(self._grace, Kept)
+
+
+_POSITIONAL: Final = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+def wants_load(factory: Factory) -> bool:
+    """Whether the factory has a positional parameter that must be given: then it gets a `Load`."""
+    bound = 0
+    function: object = factory
+    if isinstance(function, MethodType):
+        bound, function = 1, function.__func__
+    if isinstance(function, FunctionType):
+        return function.__code__.co_argcount - len(function.__defaults__ or ()) > bound
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    return any(each.kind in _POSITIONAL and each.default is each.empty for each in parameters)

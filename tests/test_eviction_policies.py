@@ -398,18 +398,39 @@ def test_one_hit_wonders_leave_first() -> None:
     assert sum(key.startswith("twice:") for key in policy.values) == 5
 
 
+def places(policy: S3FIFO, *keys: str) -> set[int]:
+    """Where the ghost remembers the keys: hashes differ from run to run, and so do those that collide."""
+    return {(hash(key) >> 16) % len(policy._ghost) for key in keys}
+
+
 def test_a_key_that_comes_back_is_proven() -> None:
     """A key that was evicted from the small queue and is asked for again goes to the main queue."""
     policy, store = settled()
     store.ask("again")
     assert "again" in policy._small_keys
-    store.ask_all(f"once:{number}" for number in range(30))
+    names = (f"once:{number}" for number in itertools.count())
+    store.ask_all(itertools.islice((key for key in names if not places(policy, key) & places(policy, "again")), 30))
     assert "again" not in policy.values
     store.ask("again")
     assert "again" in policy.values
     assert "again" not in policy._small_keys
     store.ask_all(f"once more:{number}" for number in range(80))
     assert "again" in policy.values
+
+
+def test_most_ghosts_are_remembered() -> None:
+    """Of keys that come back after half the store has been evicted since, most are known, for all that collide."""
+    room = 2_000
+    policy, store = settled(room)
+    keys = [f"again:{number}" for number in range(room // 2)]
+    store.ask_all(keys)
+    store.ask_all(f"once:{number}" for number in range(room // 4))
+    proven = 0
+    for key in keys:
+        if key not in policy.values:
+            store.ask(key)
+            proven += key not in policy._small_keys
+    assert proven > len(keys) / 2
 
 
 def test_the_ghost_forgets() -> None:
@@ -462,7 +483,7 @@ def test_a_use_of_a_former_self_does_not_count() -> None:
 
 @pytest.mark.parametrize("order", ["oldest", "newest", "random"])
 def test_removed_keys_leave_no_slots(order: str) -> None:
-    """Whatever is removed, and in whatever order, no more slots are dead than living."""
+    """Whatever is removed, and in whatever order, fewer slots are dead than living."""
     rng = random.Random(6)
     policy = S3FIFO(1_000)
     living: list[str] = []
@@ -475,7 +496,7 @@ def test_removed_keys_leave_no_slots(order: str) -> None:
             gone = living.pop({"oldest": 0, "newest": -1, "random": rng.randrange(len(living))}[order])
             policy.remove(gone)
         slots = len(policy._small) + len(policy._main)
-        assert slots <= 2 * len(policy.values) + 64
+        assert slots <= 1.75 * len(policy.values) + 64
     audit(policy)
     rng.shuffle(living)
     for key in living:

@@ -113,6 +113,7 @@ class S3FIFO:
 
     def victim(self) -> str:
         visited = self._visited
+        newest = self._newest if len(self.values) > 1 else None
         turns = 0
         while True:
             new = len(self._small_keys)
@@ -120,7 +121,7 @@ class S3FIFO:
             from_small = not proven or (new > 1 and (proven == 1 or self._small_weight * _SMALL >= self._weight))
             queue = self._small if from_small else self._main
             key = queue.first()
-            if key not in visited and key != self._newest:
+            if key not in visited and key != newest:
                 return key
             visited.discard(key)
             if turns == _MOST_TURNS:
@@ -236,12 +237,12 @@ class _Queue:
             part.popleft()
             return
         self.struck[key] = self.struck.get(key, 0) + 1
-        if not self.newer:
-            self.older, self.newer = self.newer, self.older
         for _ in range(min(_SWEPT, len(self.newer))):
             moved = self.newer.popleft()
             if moved not in self.struck or not self._buried(moved):
                 self.older.append(moved)
+        if not self.newer:  # swept to the end; now, before a new key comes and makes it look unfinished for ever
+            self.older, self.newer = self.newer, self.older
 
     def clear(self) -> None:
         """Empty the queue."""

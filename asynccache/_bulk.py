@@ -1,0 +1,213 @@
+"""Loading of many keys by one run of a factory.
+
+Each key has a flight of its own, so that single callers join it; the flights of one run are a group and share its task.
+"""
+
+import asyncio
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import copy_context
+from typing import Any, Final, TypeAlias, final
+
+from asynccache._flight import Flight, Outcome, Status, current_flight
+from asynccache._flights import CANCELLED, Flights, Ticket
+from asynccache._keeping import Keeper
+from asynccache._seats import Found, Seats
+from asynccache.policy import Terms
+from asynccache.stats import Counters
+from asynccache.telemetry import Tracing
+
+__all__ = ["BulkFactory", "BulkLoader"]
+
+BulkFactory: TypeAlias = Callable[[list[Any]], Any]
+"""An async or sync callable of the list of missing keys, that returns a mapping of those it has."""
+
+_ABSENT: Final[Outcome] = (Status.ABSENT, None)
+
+
+@final
+class BulkLoader:
+    """The loads of many keys at once, of one cache."""
+
+    def __init__(self, seats: Seats, flights: Flights, keeper: Keeper, counters: Counters, tracing: Tracing) -> None:
+        self._seats = seats
+        self._flights = flights
+        self._keeper = keeper
+        self._counters = counters
+        self._tracing = tracing
+        self._clock = seats.clock
+
+    async def get_many(
+        self,
+        keys: Sequence[Any],
+        full: Mapping[Any, str],
+        prefix: str,
+        factory: BulkFactory,
+        terms: Terms,
+        mode: str | None = None,
+    ) -> dict[Any, Any]:
+        """The values of the keys, in their order; one call of the factory loads those that nobody else is loading.
+
+        Args:
+            keys: What the factory is to be called with.
+            full: The whole key of each.
+            prefix: What their keys begin with.
+            factory: Loads the missing ones.
+            terms: How.
+            mode: ``"bypass"`` to leave the cache aside, ``"refresh"`` to load all anew.
+        """
+        if mode == "bypass":
+            loaded = factory(list(dict.fromkeys(keys)))
+            return _in_order(keys, await loaded if inspect.isawaitable(loaded) else loaded)
+        now = self._clock.monotonic()
+        loop = asyncio.get_running_loop()
+        mine = current_flight.get()
+        ready: dict[Any, Outcome] = {}
+        joined: dict[Any, Flight] = {}
+        missing: dict[Any, Found | None] = {}
+        aging: dict[Any, Found] = {}
+        for key in dict.fromkeys(keys):
+            if mode == "refresh":
+                self._flights.supersede(full[key])
+            found = None if mode == "refresh" else self._seats.look(full[key], now)
+            flight = self._flights.under_way(full[key], terms, loop)
+            if found is not None and now < found[1].fresh_until:
+                self._seats.used(full[key], found[1], now)
+                ready[key] = (Status.HIT, found[0])
+                if now >= found[1].refresh_at and flight is None and not self._flights.throttled(full[key], now):
+                    aging[key] = found
+            elif found is not None and self._flights.throttled(full[key], now):
+                ready[key] = (Status.STALE, found[0])
+            elif flight is not None:
+                self._flights.refuse_deadlock(flight, mine)
+                joined[key] = flight
+            else:
+                missing[key] = found
+        if aging:
+            self._depart_many(aging, full, prefix, factory, terms, "background", now)
+        flights = self._depart_many(missing, full, prefix, factory, terms, "refresh" if mode else "bulk", now, mine)
+        tickets = {key: Ticket(self._flights, flight, terms, loop, mine) for key, flight in (joined | flights).items()}
+        try:
+            for key, ticket in tickets.items():
+                ready[key] = await ticket.waiter
+        finally:
+            for ticket in tickets.values():
+                ticket.leave()
+        values = {}
+        for key in dict.fromkeys(keys):
+            outcome = ready[key]
+            if outcome[0] is Status.ABSENT:
+                self._counters.misses += 1
+            else:
+                values[key] = self._flights.settle(outcome, key in flights)
+        return values
+
+    def _depart_many(
+        self,
+        missing: Mapping[Any, Found | None],
+        full: Mapping[Any, str],
+        prefix: str,
+        factory: BulkFactory,
+        terms: Terms,
+        reason: str,
+        now: float,
+        mine: Flight | None = None,
+    ) -> dict[Any, Flight]:
+        if not missing:
+            return {}
+        self._flights.check_open()
+        loop = asyncio.get_running_loop()
+        stamp = self._seats.tags.latest
+        flights = {key: Flight(full[key], reason, loop, now, stamp, found) for key, found in missing.items()}
+        group = list(flights.values())
+        for flight in group:
+            flight.group = group
+            flight.tags = terms.tags
+            self._flights.table[flight.key] = flight
+            if reason == "background":
+                self._flights.detach(flight, terms)
+            if mine is not None:
+                mine.start_waiting(flight)
+        task = self._flights.background.start(self._fly_many(flights, prefix, factory, terms), copy_context())
+        for flight in group:
+            flight.task = task
+            if mine is not None:
+                mine.stop_waiting(flight)
+        return flights
+
+    async def _fly_many(self, flights: Mapping[Any, Flight], prefix: str, factory: BulkFactory, terms: Terms) -> None:
+        members = list(flights.values())
+        current_flight.set(members[0])
+        outcomes: dict[Flight, Outcome] = {}
+        left = CANCELLED
+        try:
+            wanted = await self._bring_many(flights, terms)
+            if wanted:
+                await self._run_many(wanted, prefix, factory, terms, outcomes)
+            left = _ABSENT
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+        except (KeyboardInterrupt, SystemExit, GeneratorExit):
+            raise  # the program ends, or the loop is gone
+        except BaseException as error:
+            outcomes = {flight: self._flights.failed(flight, terms, error) for flight in members}
+        finally:
+            for flight in members:
+                self._flights.land(flight, outcomes.get(flight, left))
+
+    async def _bring_many(self, flights: Mapping[Any, Flight], terms: Terms) -> dict[Any, Flight]:
+        """Those that the remote store does not have either."""
+        if self._seats.remote is None or any(flight.reason == "refresh" for flight in flights.values()):
+            return dict(flights)
+        stored = await self._seats.fetch_many([flight.key for flight in flights.values()], terms.refresh_ahead)
+        now = self._clock.monotonic()
+        wanted = {}
+        for key, flight in flights.items():
+            found = stored.get(flight.key)
+            if found is not None and now < found[1].fresh_until:
+                self._flights.land(flight, (Status.HIT, found[0]))
+            else:
+                flight.stale = found or flight.stale
+                wanted[key] = flight
+        return wanted
+
+    async def _run_many(
+        self,
+        wanted: Mapping[Any, Flight],
+        prefix: str,
+        factory: BulkFactory,
+        terms: Terms,
+        outcomes: dict[Flight, Outcome],
+    ) -> None:
+        counters = self._counters
+        counters.loads += 1
+        first = next(iter(wanted.values()))
+        detached = first.reason == "background"
+        name = "cache.refresh" if detached else "cache.load"
+        began = self._clock.monotonic()
+        with self._tracing.load(name, first.reason, first.key, detached=detached, size=len(wanted)) as span:
+            for flight in wanted.values():
+                flight.span = span.context
+            try:
+                loaded = factory(list(wanted))
+                if inspect.isawaitable(loaded):
+                    loaded = await loaded
+                if not isinstance(loaded, Mapping):
+                    raise TypeError(
+                        f"the loader returns a mapping of the keys that it has, not {type(loaded).__name__}"
+                    )
+            except BaseException:
+                counters.load_failures += 1
+                raise
+            finally:
+                self._tracing.loaded(self._clock.monotonic() - began, first.reason)
+            for key, flight in wanted.items():
+                if key in loaded:
+                    outcomes[flight] = (Status.VALUE, loaded[key])
+            await self._keeper.keep_many(wanted, loaded, prefix, terms)
+
+
+def _in_order(keys: Sequence[Any], loaded: Mapping[Any, Any]) -> dict[Any, Any]:
+    return {key: loaded[key] for key in dict.fromkeys(keys) if key in loaded}

@@ -1,0 +1,312 @@
+"""The flights in the air: which there are, who waits for them, and how they end.
+
+A write to a key, by whomever, takes its flight out of the table and marks it void: the flight's waiters still get what
+it brings, nothing of it is stored, and whoever comes later starts another one.
+
+A flight that nobody waits for is cancelled, unless it is *detached*: after a timeout, or from the start when it
+refreshes ahead. A detached flight ends by itself or is given up when its ceiling is reached, whether or not it heeds
+its cancellation.
+"""
+
+import asyncio
+from collections.abc import Callable, Collection
+from contextvars import Context
+from typing import Any, Final, final
+
+from asynccache._background import Background
+from asynccache._flight import Flight, Outcome, Status, Waiter, own_exception, wake
+from asynccache._seats import Seats
+from asynccache.clock import Clock, Timer
+from asynccache.errors import CacheClosed, LoadCancelled, LoadTimeout, RecursiveLoad
+from asynccache.policy import Terms
+from asynccache.stats import Counters
+from asynccache.telemetry import NO_SPAN, CallSpan
+
+__all__ = ["CANCELLED", "Flights", "Ticket"]
+
+CANCELLED: Final[Outcome] = (Status.CANCELLED, None)
+_TIMEOUT: Final[Outcome] = (Status.TIMEOUT, None)
+_MOST_DETACHED: Final = 1_000  # past that, a timeout cancels the load instead of detaching it
+_MOST_THROTTLES: Final = 10_000  # records of failed loads, before those that are over are dropped
+
+
+@final
+class Flights:
+    """The flights of one cache.
+
+    Attributes:
+        table: Those that a later caller of the key joins.
+        background: Their tasks.
+        clock: Where their limits come from.
+    """
+
+    def __init__(self, seats: Seats, counters: Counters) -> None:
+        self.table: dict[str, Flight] = {}
+        self.background = Background()
+        self.clock: Clock = seats.clock
+        self._seats = seats
+        self._counters = counters
+        self._loners: dict[str, list[Flight]] = {}  # of callers who share with nobody
+        self._retry_at: dict[str, float] = {}
+        self._detached = 0
+        self._closed = False
+
+    def forget(self) -> None:
+        """Start anew in a forked child: what flies belongs to the parent."""
+        self.table.clear()
+        self._loners.clear()
+        self._detached = 0
+        self.background.forget()
+
+    async def aclose(self) -> None:
+        """End every flight, and return when they have ended."""
+        self._closed = True
+        self.supersede_where(lambda _: True)
+        await self.background.aclose()
+
+    # Departing and joining
+
+    def under_way(self, key: str, terms: Terms, loop: asyncio.AbstractEventLoop) -> Flight | None:
+        """The key's flight, if it can be joined."""
+        flight = self.table.get(key)
+        if flight is None or terms.lock == "none":
+            return None
+        if flight.loop is not loop and not flight.loop.is_running():
+            self.supersede(key)  # its loop has ended, it will never land
+            return None
+        return flight
+
+    def refuse_deadlock(self, flight: Flight, mine: Flight | None) -> None:
+        """Refuse to wait for a flight that waits for the caller's own.
+
+        Raises:
+            RecursiveLoad: It would never end.
+        """
+        if mine is not None and not mine.landed and flight.would_deadlock(mine):
+            raise RecursiveLoad("a factory waits, directly or through others, for the key that it is loading")
+
+    def check_open(self) -> None:
+        """Refuse to start anything for a closed cache.
+
+        Raises:
+            CacheClosed: It is closed.
+        """
+        if self._closed:
+            raise CacheClosed("the cache is closed")
+
+    def depart(self, flight: Flight, terms: Terms, work: Any, context: Context) -> None:
+        """Put the flight into the table and start its work."""
+        if terms.lock == "none" and flight.reason == "miss":
+            self._loners.setdefault(flight.key, []).append(flight)
+        else:
+            self.table[flight.key] = flight
+        flight.tags = terms.tags
+        flight.task = self.background.start(work, context)
+
+    @property
+    def full(self) -> bool:
+        """Whether so many flights are detached already that no refresh may start."""
+        return self._detached >= _MOST_DETACHED
+
+    # Overtaking
+
+    def supersede(self, key: str) -> None:
+        """Make the key's load void, because of a write: what it brings is not stored, and later callers start
+        another."""
+        flight = self.table.pop(key, None)
+        if flight is not None:
+            flight.void = True
+            flight.stale = None  # what was removed or replaced cannot stand in either
+        if self._loners:
+            for loner in self._loners.pop(key, ()):
+                loner.void = True
+                loner.stale = None
+        if self._retry_at:
+            self._retry_at.pop(key, None)
+
+    def supersede_where(self, matches: Callable[[str], bool]) -> None:
+        """The same for every load of a key that matches."""
+        for key in [key for key in (*self.table, *self._loners, *self._retry_at) if matches(key)]:
+            self.supersede(key)
+
+    def supersede_tagged(self, tags: Collection[str], prefix: str) -> None:
+        """The same for every load of an entry that has, or replaces one that has, one of the tags."""
+        marked = set(tags)
+        for key, flight in list(self.table.items()):
+            late = () if flight.load is None else (prefix + tag for tag in flight.load.tags)
+            stale = () if flight.stale is None else flight.stale[1].tags
+            if not marked.isdisjoint((*flight.tags, *late, *stale)):
+                self.supersede(key)
+
+    # Landing
+
+    def failed(self, flight: Flight, terms: Terms, error: BaseException) -> Outcome:
+        """What the waiters get when the factory failed: the stale value where there is one, else the error."""
+        if flight.stale is None or not isinstance(error, Exception):
+            return (Status.ERROR, error)
+        now = self.clock.monotonic()
+        self.throttle(flight.key, now, now + terms.grace_throttle)
+        self._seats.report("a load failed and the value at hand stands in", error)
+        return (Status.STALE, flight.stale[0])
+
+    def land(self, flight: Flight, outcome: Outcome) -> None:
+        """Take the flight out of the table and hand its outcome to all who wait; a second call does nothing."""
+        if flight.landed:
+            return
+        if self.table.get(flight.key) is flight:
+            del self.table[flight.key]
+        elif self._loners:
+            loners = self._loners.get(flight.key)
+            if loners is not None and flight in loners:
+                loners.remove(flight)
+                if not loners:
+                    del self._loners[flight.key]
+        if flight.detached:
+            self._detached -= 1
+        flight.land(outcome)
+
+    def detach(self, flight: Flight, terms: Terms) -> None:
+        """Let the flight go on though nobody waits, but not for ever."""
+        if flight.detached or flight.landed:
+            return
+        flight.detached = True
+        self._detached += 1
+        if self._detached > _MOST_DETACHED:
+            self._give_up(flight, terms)
+        else:
+            flight.ceiling = self.clock.call_later(terms.background_timeout, lambda: self._give_up(flight, terms))
+
+    def abandon(self, flight: Flight) -> None:
+        """Nobody waits any more: cancel it, unless it goes on in the background or for others of its bulk load."""
+        if flight.landed or flight.detached or flight.waiters:
+            return
+        members = flight.group or [flight]
+        if any(member.waiters or member.detached for member in members if not member.landed):
+            return
+        for member in members:
+            member.void = True
+            self.land(member, CANCELLED)
+        self._cancel(flight)
+
+    def _give_up(self, flight: Flight, terms: Terms) -> None:
+        """End a flight that went on too long: its key is free at once, whether or not the factory heeds its
+        cancellation."""
+        if flight.landed:
+            return
+        flight.void = True
+        self._counters.load_failures += 1
+        stale = flight.stale
+        if stale is None:
+            self.land(flight, _TIMEOUT)
+        else:
+            now = self.clock.monotonic()
+            self.throttle(flight.key, now, now + terms.grace_throttle)
+            self.land(flight, (Status.STALE, stale[0]))
+        if all(member.landed for member in flight.group or ()):
+            self._cancel(flight)
+
+    def _cancel(self, flight: Flight) -> None:
+        task = flight.task
+        if task is None or task.done():
+            return
+        if flight.loop is asyncio.get_running_loop():
+            task.cancel()
+        elif not flight.loop.is_closed():
+            flight.loop.call_soon_threadsafe(task.cancel)
+
+    def settle(self, outcome: Outcome, leading: bool, span: CallSpan = NO_SPAN) -> Any:
+        """The value that the outcome brings one caller, or its exception."""
+        status, payload = outcome
+        counters = self._counters
+        if status is Status.HIT:
+            counters.hits += 1
+            result = "negative" if payload is None else "hit"
+        elif status is Status.STALE:
+            counters.stale_hits += 1
+            result = "stale"
+        else:
+            counters.misses += 1
+            if not leading:
+                counters.coalesced += 1
+            result = "error" if status is not Status.VALUE else "miss" if leading else "coalesced"
+        span.result(result)
+        if status is Status.ERROR:
+            raise payload if leading else own_exception(payload)
+        if status is Status.TIMEOUT:
+            raise LoadTimeout("the load passed its hard timeout, and there is no stale value")
+        if status is Status.CANCELLED or status is Status.ABSENT:
+            raise LoadCancelled("the load was cancelled before it had a value")
+        return payload
+
+    # Throttling
+
+    def throttled(self, key: str, now: float) -> bool:
+        """Whether the key's last load failed so lately that a stale value is returned without another try."""
+        return bool(self._retry_at) and now < self._retry_at.get(key, now)
+
+    def throttle(self, key: str, now: float, until: float) -> None:
+        """Note that a load failed."""
+        if len(self._retry_at) >= _MOST_THROTTLES:
+            self._retry_at = {key: until for key, until in self._retry_at.items() if now < until}
+        self._retry_at[key] = until
+
+    def unthrottle(self, key: str) -> None:
+        """Note that a load succeeded."""
+        if self._retry_at:
+            self._retry_at.pop(key, None)
+
+
+@final
+class Ticket:
+    """One caller's wait for a flight, with its limits.
+
+    Attributes:
+        waiter: What to await; it gives the outcome.
+    """
+
+    __slots__ = ("_flight", "_flights", "_mine", "_timers", "waiter")
+
+    def __init__(
+        self, flights: Flights, flight: Flight, terms: Terms, loop: asyncio.AbstractEventLoop, mine: Flight | None
+    ) -> None:
+        self._flights = flights
+        self._flight = flight
+        self._mine = mine
+        self._timers: list[Timer] | None = None
+        self.waiter: Waiter = flight.join(loop)
+        if mine is not None:
+            mine.start_waiting(flight)
+        if (terms.soft_timeout is not None or terms.hard_timeout is not None) and not flight.landed:
+            self._limit(terms, loop)
+
+    def leave(self) -> None:
+        """Stop waiting; a second call does nothing."""
+        flight = self._flight
+        if self._timers is not None:
+            for timer in self._timers:
+                timer.cancel()
+        if self._mine is not None:
+            self._mine.stop_waiting(flight)
+            self._mine = None
+        if flight.waiters and flight.waiters.pop(self.waiter, flight) is None:
+            self._flights.abandon(flight)  # it left before the outcome came
+
+    def _limit(self, terms: Terms, loop: asyncio.AbstractEventLoop) -> None:
+        flight, clock = self._flight, self._flights.clock
+        self._timers = []
+        if terms.soft_timeout is not None:
+            left = flight.started_at + terms.soft_timeout - clock.monotonic()
+            if left > 0:
+                self._timers.append(clock.call_later(left, lambda: self._pass(terms, loop, hard=False)))
+            else:
+                self._pass(terms, loop, hard=False)
+        if terms.hard_timeout is not None:
+            self._timers.append(clock.call_later(terms.hard_timeout, lambda: self._pass(terms, loop, hard=True)))
+
+    def _pass(self, terms: Terms, loop: asyncio.AbstractEventLoop, *, hard: bool) -> None:
+        """The caller has waited long enough: the stale value, if there is one, else after the hard timeout an error."""
+        stale = self._flight.stale
+        if stale is None and not hard:
+            return
+        self._flights.detach(self._flight, terms)
+        wake(self.waiter, _TIMEOUT if stale is None else (Status.STALE, stale[0]), loop)

@@ -1,0 +1,142 @@
+"""What a load stores: its value with the times and tags that the terms give it, unless a write has overtaken it."""
+
+import random
+from collections.abc import Mapping
+from typing import Any, final
+
+from asynccache._flight import Flight
+from asynccache._flights import Flights
+from asynccache._seats import Found, Seats
+from asynccache.backend import Lease
+from asynccache.backends.memory import Life
+from asynccache.duration import seconds
+from asynccache.entry import Entry
+from asynccache.errors import EncodeError
+from asynccache.load import Load
+from asynccache.policy import Terms
+
+__all__ = ["Keeper", "as_entry", "life_of"]
+
+
+@final
+class Keeper:
+    """Stores what the loads of one cache bring."""
+
+    def __init__(self, seats: Seats, flights: Flights) -> None:
+        self._seats = seats
+        self._flights = flights
+
+    async def keep(
+        self, flight: Flight, prefix: str, value: Any, terms: Terms, load: Load | None, lease: Lease | None
+    ) -> None:
+        """Store a loaded value, unless a write has overtaken the load."""
+        seats = self._seats
+        now = seats.clock.monotonic()
+        self._flights.unthrottle(flight.key)
+        if terms.ordinary and load is None:
+            ttl, life = terms.ttl, None
+        else:
+            ttl, life = self._terms_of(flight, prefix, value, terms, load, now)
+            if life is not None and not seats.tags.valid(life.tags, flight.stamp):
+                return
+        if seats.remote is not None:
+            if life is None:
+                life = Life(now) if ttl is None else Life(now, now + ttl, now + ttl)
+            if not await self._keep_remote(flight, value, life, lease):
+                return
+        if seats.local is not None:
+            with seats.local.guard():
+                if not flight.void:
+                    seats.local.put(flight.key, value, now, ttl, life)
+
+    async def _keep_remote(self, flight: Flight, value: Any, life: Life, lease: Lease | None) -> bool:
+        seats = self._seats
+        if seats.remote is None:
+            return False
+        if flight.versions is not None and set(life.tags) <= set(flight.versions):
+            life.versions = {tag: flight.versions[tag] for tag in life.tags}
+        try:
+            entry = await seats.entry(value, life)
+            if entry is None or flight.void:
+                return False
+            if lease is not None and seats.remote.leases is not None:
+                return await seats.attempt("commit", seats.remote.leases.commit(lease, entry), False)
+            return await seats.attempt("set", seats.remote.set(flight.key, entry), False)
+        except EncodeError as error:
+            seats.report("a loaded value could not be stored", error)
+            return False
+
+    async def keep_many(
+        self, wanted: Mapping[Any, Flight], loaded: Mapping[Any, Any], prefix: str, terms: Terms
+    ) -> None:
+        """Store what a bulk load brought: what was asked for, unless overtaken, and what came on top."""
+        seats = self._seats
+        now = seats.clock.monotonic()
+        first = next(iter(wanted.values()))
+        values: dict[str, Any] = {}
+        lives: dict[str, Life] = {}
+        for key, value in loaded.items():
+            flight = wanted.get(key)
+            if flight is None and not isinstance(key, str):
+                continue  # an extra whose key only the caller could build
+            full = prefix + key if flight is None else flight.key
+            overtaken = full in self._flights.table if flight is None else flight.void
+            if overtaken or (terms.cache_if is not None and not terms.cache_if(value)):
+                continue
+            ttl, life = self._terms_of(flight or first, prefix, value, terms, None, now)
+            life = life or (Life(now) if ttl is None else Life(now, now + ttl, now + ttl))
+            if seats.tags.valid(life.tags, first.stamp):
+                values[full], lives[full] = value, life
+                self._flights.unthrottle(full)
+        if values:
+            await seats.keep_many(values, now, lives)
+
+    def _terms_of(
+        self, flight: Flight, prefix: str, value: Any, terms: Terms, load: Load | None, now: float
+    ) -> tuple[float | None, Life | None]:
+        """The ttl of a loaded value, and its life where a ttl does not say all."""
+        ttl = terms.ttl
+        if load is not None and load.ttl_given:
+            ttl = load.ttl
+        elif value is None and terms.negative_ttl is not None:
+            ttl = terms.negative_ttl
+        elif terms.ttl_of is not None:
+            given = terms.ttl_of(value)
+            ttl = None if given is None else seconds(given, name="ttl")
+        grace = terms.grace if load is None or not load.grace_given else load.grace or 0.0
+        names = terms.tags if load is None else tuple(prefix + tag for tag in load.tags)
+        return life_of(ttl, grace, names, terms, now, flight.stamp)
+
+
+def life_of(
+    ttl: float | None, grace: float, tags: tuple[str, ...], terms: Terms, now: float, stamp: int
+) -> tuple[float | None, Life | None]:
+    """The (jittered) ttl, and the life of an entry stored now where a ttl does not say all."""
+    if ttl is None:
+        return None, Life(now, tags=tags, stamp=stamp) if tags else None
+    if terms.jitter:
+        ttl *= 1.0 - terms.jitter * random.random()
+    if not (grace or tags or terms.refresh_ahead or terms.sliding):
+        return ttl, None
+    fresh_until = now + ttl
+    return ttl, Life(
+        now,
+        fresh_until,
+        fresh_until + grace,
+        refresh_at=now + ttl * terms.refresh_ahead if terms.refresh_ahead else fresh_until + grace,
+        tags=tags,
+        stamp=stamp,
+        sliding=ttl if terms.sliding else None,
+    )
+
+
+def as_entry(found: Found, epoch: float) -> Entry:
+    """A value and its life as users see it."""
+    value, life = found
+    return Entry(
+        value=value,
+        created_at=life.created_at + epoch,
+        fresh_until=life.fresh_until + epoch,
+        expires_at=life.expires_at + epoch,
+        tags=life.versions if life.versions is not None else dict.fromkeys(life.tags, str(life.stamp)),
+    )
