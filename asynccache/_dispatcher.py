@@ -8,21 +8,20 @@ call comes here.
 
 import math
 import os
-import weakref
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import Any, Final, Literal, TypeAlias, final
+from contextlib import asynccontextmanager
+from typing import Any, Final, final
 
 from asynccache._bulk import BulkFactory
+from asynccache._detours import current_world, detours, overridden
 from asynccache._glob import compile_glob
 from asynccache._keeping import as_entry, life_of
+from asynccache._life import Life
 from asynccache._loading import Loader
 from asynccache._locks import LocalLeases
 from asynccache._seats import Found, OnError, Seats
 from asynccache.backend import Backend, Lease, Leases, OnlyIf
-from asynccache.backends.memory import Life, MemoryBackend
+from asynccache.backends.memory import MemoryBackend
 from asynccache.clock import Clock
 from asynccache.duration import seconds
 from asynccache.entry import MISSING, Entry
@@ -32,77 +31,9 @@ from asynccache.policy import Policy, Terms
 from asynccache.stats import Counters, Stats
 from asynccache.telemetry import NO_SPAN, CallSpan, Telemetry, Tracing
 
-__all__ = ["Dispatcher", "World", "override", "worlds"]
-
-Mode: TypeAlias = Literal["bypass", "refresh"] | None
+__all__ = ["Dispatcher"]
 
 _NOTHING: Final[dict[str, Any]] = {}
-_override: ContextVar[Mode] = ContextVar("asynccache_override", default=None)
-_world: ContextVar["World | None"] = ContextVar("asynccache_world", default=None)
-_dispatchers: "weakref.WeakSet[Dispatcher]" = weakref.WeakSet()
-
-
-@dataclass(slots=True)
-class _Detours:
-    """How many reasons there are, anywhere in the process, for a hit not to take the short way."""
-
-    count: int = 0
-
-    def change(self, by: int) -> None:
-        self.count += by
-        for dispatcher in list(_dispatchers):
-            dispatcher.bind()
-
-
-_detours = _Detours()
-
-
-@final
-class World:
-    """A sandbox: an empty in-memory store of its own behind every cache that is used in it."""
-
-    def __init__(self, clock: Clock) -> None:
-        self.clock = clock
-        self._dispatchers: weakref.WeakKeyDictionary[Dispatcher, Dispatcher] = weakref.WeakKeyDictionary()
-
-    def dispatcher(self, outside: "Dispatcher") -> "Dispatcher":
-        """What stands for the dispatcher here."""
-        inside = self._dispatchers.get(outside)
-        if inside is None:
-            inside = self._dispatchers[outside] = outside.twin(self.clock)
-        return inside
-
-    async def aclose(self) -> None:
-        """End what still runs here."""
-        for dispatcher in list(self._dispatchers.values()):
-            await dispatcher.aclose()
-
-
-@contextmanager
-def worlds(world: World) -> Any:
-    """Have every cache used in this context, and in tasks begun in it, live in the world."""
-    token = _world.set(world)
-    _detours.change(+1)
-    try:
-        yield world
-    finally:
-        _detours.change(-1)
-        try:
-            _world.reset(token)
-        except ValueError:
-            _world.set(None)  # entered in one context and left in another, as some test frameworks do
-
-
-@contextmanager
-def override(mode: Mode) -> Any:
-    """Have the loads of this context, and of tasks begun in it, done in this way."""
-    token = _override.set(mode)
-    _detours.change(+1)
-    try:
-        yield
-    finally:
-        _detours.change(-1)
-        _override.reset(token)
 
 
 @final
@@ -153,7 +84,7 @@ class Dispatcher:
         self.until: Callable[[str], float | None] = _NOTHING.get
         self.touch: Callable[[str], object] = _NOTHING.get
         self.bind()
-        _dispatchers.add(self)
+        detours.watch(self)
 
     def bind(self) -> None:
         """Open the short way for hits, or close it."""
@@ -164,7 +95,7 @@ class Dispatcher:
             and not self.closed
             and not self.disabled
             and not self.tracing.own_provider
-            and not _detours.count
+            and not detours.count
         )
         if local is not None:
             self.until = local.deadlines.get
@@ -177,11 +108,12 @@ class Dispatcher:
         Raises:
             CacheClosed: It was closed.
         """
-        if _detours.count:
-            world = _world.get()
+        if detours.count:
+            world = current_world.get()
             if world is not None and self._clock is not world.clock:
                 self._check_open()
-                return world.dispatcher(self)
+                stand_in: Dispatcher = world.stand_in(self)
+                return stand_in
         self._check_open()
         return self
 
@@ -401,14 +333,14 @@ class Dispatcher:
     async def get_or_set(self, key: str, prefix: str, factory: Factory, terms: Terms) -> Any:
         """The value, loaded if need be."""
         if not self.tracing.wanted():
-            if self.disabled or _detours.count:
+            if self.disabled or detours.count:
                 return await self._get_or_set(key, prefix, factory, terms, NO_SPAN)
             return await self.loader.get(key, prefix, factory, terms, NO_SPAN)
         with self.tracing.call("cache.get_or_set", key) as span:
             return await self._get_or_set(key, prefix, factory, terms, span)
 
     async def _get_or_set(self, key: str, prefix: str, factory: Factory, terms: Terms, span: CallSpan) -> Any:
-        mode = "bypass" if self.disabled else _override.get()
+        mode = "bypass" if self.disabled else overridden.get()
         if mode == "bypass":
             span.result("bypass")
             return await self.loader.bypass(key, prefix, factory)
@@ -429,7 +361,7 @@ class Dispatcher:
     ) -> dict[Any, Any]:
         """The values, the missing ones loaded together."""
         with self.tracing.call("cache.get_or_set_many", size=len(full)):
-            mode = "bypass" if self.disabled else _override.get()
+            mode = "bypass" if self.disabled else overridden.get()
             return await self.loader.bulk.get_many(keys, full, prefix, factory, terms, mode)
 
     # Locking

@@ -6,9 +6,9 @@ from typing import Any, final
 
 from asynccache._flight import Flight
 from asynccache._flights import Flights
+from asynccache._life import Life
 from asynccache._seats import Found, Seats
 from asynccache.backend import Lease
-from asynccache.backends.memory import Life
 from asynccache.duration import seconds
 from asynccache.entry import Entry
 from asynccache.errors import EncodeError

@@ -13,9 +13,10 @@ import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, Literal, TypeAlias, TypeVar, final
 
+from asynccache._life import Life
 from asynccache._tags import LocalTags, RemoteTags
 from asynccache.backend import Backend, OnlyIf
-from asynccache.backends.memory import Life, MemoryBackend
+from asynccache.backends.memory import MemoryBackend
 from asynccache.clock import Clock
 from asynccache.entry import Entry
 from asynccache.errors import BackendError, CacheError, DecodeError

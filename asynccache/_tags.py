@@ -17,8 +17,8 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, final
 
+from asynccache._life import Life
 from asynccache.backend import Backend
-from asynccache.backends.memory import Life
 from asynccache.entry import Entry
 
 __all__ = ["LocalTags", "RemoteTags"]

@@ -5,7 +5,8 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from types import EllipsisType, TracebackType
 from typing import Any, Literal, ParamSpec, Self, TypedDict, TypeVar, Unpack, cast, final, overload
 
-from asynccache._dispatcher import Dispatcher, override
+from asynccache._detours import override
+from asynccache._dispatcher import Dispatcher
 from asynccache._memoize import KeyRule, Memoized, MemoizedMany
 from asynccache._seats import OnError
 from asynccache._urls import open_store
@@ -487,7 +488,7 @@ class Cache:
         """
         if refresh == bypass:
             raise ConfigError("override takes refresh=True or bypass=True")
-        return cast(AbstractContextManager[None], override("refresh" if refresh else "bypass"))
+        return override("refresh" if refresh else "bypass")
 
     def lock(self, key: str, *, ttl: Duration, timeout: Duration | None = None) -> AbstractAsyncContextManager[None]:
         """Hold a lock, shared with other processes when the store is.

@@ -14,23 +14,24 @@ once and calls nothing else on a hit. Writing takes a lock, because loops of sev
 """
 
 import copy
-import itertools
 import logging
 import math
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, final
 
+from asynccache._life import Life
 from asynccache._options import Options
 from asynccache._timer_wheel import TimerWheel
+from asynccache._weighing import estimated_bytes
 from asynccache.backend import StoreOptions
 from asynccache.clock import Clock, SystemClock, stopwatch
 from asynccache.errors import ConfigError
 from asynccache.eviction_policies import EVICTION_POLICIES
 from asynccache.eviction_policy import EvictionPolicy
 
-__all__ = ["Cause", "Life", "MemoryBackend", "Removal", "Weigher", "open_memory"]
+__all__ = ["Cause", "MemoryBackend", "Removal", "Weigher", "open_memory"]
 
 Cause: TypeAlias = Literal["explicit", "replaced", "size", "expired"]
 """Why an entry left: deleted, overwritten, evicted to keep a bound, or past its time."""
@@ -53,52 +54,6 @@ class Removal(NamedTuple):
     key: str
     value: Any
     cause: Cause
-
-
-@final
-class Life:
-    """The times and tags of an entry; times are monotonic seconds of the store's clock, ``math.inf`` for never.
-
-    Attributes:
-        created_at: When it was stored.
-        fresh_until: Until when it is returned without a load.
-        expires_at: Until when it can stand in for a failing load.
-        refresh_at: From when a hit starts a refresh in the background.
-        tags: Its tags.
-        stamp: Where the order of invalidations stood when the work that made the value began.
-        sliding: The ttl that every hit gives again, or ``None``.
-        versions: The tags' versions on a remote store, for a copy of a remote entry.
-    """
-
-    __slots__ = ("created_at", "expires_at", "fresh_until", "refresh_at", "sliding", "stamp", "tags", "versions")
-
-    def __init__(
-        self,
-        created_at: float,
-        fresh_until: float = math.inf,
-        expires_at: float = math.inf,
-        *,
-        refresh_at: float = math.inf,
-        tags: tuple[str, ...] = (),
-        stamp: int = 0,
-        sliding: float | None = None,
-        versions: Mapping[str, str] | None = None,
-    ) -> None:
-        self.created_at = created_at
-        self.fresh_until = fresh_until
-        self.expires_at = expires_at
-        self.refresh_at = refresh_at
-        self.tags = tags
-        self.stamp = stamp
-        self.sliding = sliding
-        self.versions = versions
-
-    @property
-    def quick_until(self) -> float:
-        """Until when a hit needs no second look."""
-        if self.tags or self.sliding is not None:
-            return -math.inf
-        return min(self.fresh_until, self.refresh_at)
 
 
 @final
@@ -439,28 +394,3 @@ def open_memory(options: StoreOptions) -> MemoryBackend:
     )
     query.done()
     return store
-
-
-def estimated_bytes(key: str, value: Any) -> int:
-    """About how much memory key and value take: exact for text and bytes, an estimate from a sample for containers."""
-    return sys.getsizeof(key) + _estimate(value, depth=3)
-
-
-_SAMPLE: Final = 16
-
-
-def _estimate(value: Any, *, depth: int) -> int:
-    size = sys.getsizeof(value, 64)
-    if depth == 0:
-        return size
-    items: Iterator[Any]
-    if isinstance(value, dict):
-        items, count = itertools.chain.from_iterable(itertools.islice(value.items(), _SAMPLE)), 2 * len(value)
-    elif isinstance(value, list | tuple | set | frozenset):
-        items, count = itertools.islice(iter(value), 2 * _SAMPLE), len(value)
-    elif hasattr(value, "__dict__"):
-        return size + _estimate(vars(value), depth=depth)
-    else:
-        return size
-    sampled = [_estimate(item, depth=depth - 1) for item in items]
-    return size + (sum(sampled) * count // len(sampled) if sampled else 0)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import final
 
-from asynccache._dispatcher import World, worlds
+from asynccache._detours import World, worlds
 from asynccache.duration import Duration
 from asynccache.testing.clock import TravellingClock
 

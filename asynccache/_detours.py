@@ -1,0 +1,121 @@
+"""The reasons for a hit not to take the short way: overrides and sandboxes, wherever in the process they are.
+
+Both belong to a context. Asking the context costs every hit tens of nanoseconds, so it is asked only while there is
+one somewhere: as long as the count is zero, the face looks straight into the local store.
+"""
+
+import threading
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Final, Literal, Protocol, Self, TypeAlias, final
+
+from asynccache.clock import Clock
+
+__all__ = ["Detours", "Mode", "World", "current_world", "detours", "overridden", "override", "worlds"]
+
+Mode: TypeAlias = Literal["bypass", "refresh"] | None
+"""How loads are done in a context, where not as usual."""
+
+
+class Watcher(Protocol):
+    """What has a short way to open and close."""
+
+    def bind(self) -> None:
+        """Open it while `detours` counts none, close it otherwise."""
+        ...
+
+    def twin(self, clock: Clock) -> Self:
+        """The same over an empty in-memory store."""
+        ...
+
+    async def aclose(self) -> None:
+        """End what runs for it."""
+        ...
+
+
+@final
+class Detours:
+    """How many reasons there are now.
+
+    Attributes:
+        count: The number.
+    """
+
+    __slots__ = ("_lock", "_watchers", "count")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._lock = threading.Lock()
+        self._watchers: weakref.WeakSet[Watcher] = weakref.WeakSet()
+
+    def watch(self, watcher: Watcher) -> None:
+        """Tell it of every change, as long as it lives."""
+        with self._lock:
+            self._watchers.add(watcher)
+
+    def change(self, by: int) -> None:
+        """Note that reasons came or went."""
+        with self._lock:
+            self.count += by
+            watchers = list(self._watchers)
+        for watcher in watchers:
+            watcher.bind()
+
+
+detours: Final = Detours()
+overridden: ContextVar[Mode] = ContextVar("asynccache_override", default=None)
+current_world: ContextVar["World | None"] = ContextVar("asynccache_world", default=None)
+
+
+@final
+class World:
+    """A sandbox: an empty in-memory store of its own behind every cache that is used in it.
+
+    Attributes:
+        clock: The clock of all of them.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self._inside: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+
+    def stand_in(self, outside: Watcher) -> Any:
+        """What stands for it here."""
+        inside = self._inside.get(outside)
+        if inside is None:
+            inside = self._inside[outside] = outside.twin(self.clock)
+        return inside
+
+    async def aclose(self) -> None:
+        """End what still runs here."""
+        for inside in list(self._inside.values()):
+            await inside.aclose()
+
+
+@contextmanager
+def worlds(world: World) -> Iterator[World]:
+    """Have every cache used in this context, and in tasks begun in it, live in the world."""
+    token = current_world.set(world)
+    detours.change(+1)
+    try:
+        yield world
+    finally:
+        detours.change(-1)
+        try:
+            current_world.reset(token)
+        except ValueError:
+            current_world.set(None)  # entered in one context and left in another, as some test frameworks do
+
+
+@contextmanager
+def override(mode: Mode) -> Iterator[None]:
+    """Have the loads of this context, and of tasks begun in it, done in this way."""
+    token = overridden.set(mode)
+    detours.change(+1)
+    try:
+        yield
+    finally:
+        detours.change(-1)
+        overridden.reset(token)

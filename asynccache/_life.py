@@ -1,0 +1,53 @@
+"""The times and tags of an entry of the local seat."""
+
+import math
+from collections.abc import Mapping
+from typing import final
+
+__all__ = ["Life"]
+
+
+@final
+class Life:
+    """The times and tags of an entry; times are monotonic seconds of the store's clock, ``math.inf`` for never.
+
+    Attributes:
+        created_at: When it was stored.
+        fresh_until: Until when it is returned without a load.
+        expires_at: Until when it can stand in for a failing load.
+        refresh_at: From when a hit starts a refresh in the background.
+        tags: Its tags.
+        stamp: Where the order of invalidations stood when the work that made the value began.
+        sliding: The ttl that every hit gives again, or ``None``.
+        versions: The tags' versions on a remote store, for a copy of a remote entry.
+    """
+
+    __slots__ = ("created_at", "expires_at", "fresh_until", "refresh_at", "sliding", "stamp", "tags", "versions")
+
+    def __init__(
+        self,
+        created_at: float,
+        fresh_until: float = math.inf,
+        expires_at: float = math.inf,
+        *,
+        refresh_at: float = math.inf,
+        tags: tuple[str, ...] = (),
+        stamp: int = 0,
+        sliding: float | None = None,
+        versions: Mapping[str, str] | None = None,
+    ) -> None:
+        self.created_at = created_at
+        self.fresh_until = fresh_until
+        self.expires_at = expires_at
+        self.refresh_at = refresh_at
+        self.tags = tags
+        self.stamp = stamp
+        self.sliding = sliding
+        self.versions = versions
+
+    @property
+    def quick_until(self) -> float:
+        """Until when a hit needs no second look."""
+        if self.tags or self.sliding is not None:
+            return -math.inf
+        return min(self.fresh_until, self.refresh_at)
