@@ -28,7 +28,16 @@ class Background:
     def start(self, work: Coroutine[Any, Any, None], context: Context) -> asyncio.Task[None]:
         """Run the work in a task of its own, in the given context, at once as far as it goes where Python can
         (3.12)."""
-        loop = asyncio.get_running_loop()
+        task = self.launch(work, context, asyncio.get_running_loop())
+        if not task.done():
+            task.add_done_callback(self._ended)
+        return task
+
+    def launch(
+        self, work: Coroutine[Any, Any, None], context: Context, loop: asyncio.AbstractEventLoop
+    ) -> asyncio.Task[None]:
+        """The same for work that calls `landed` when it ends: a callback of the task would do that by itself, and cost
+        every miss half a microsecond."""
         if _EAGER:
             task = _eager_task(work, loop=loop, context=context, eager_start=True)
             if task.done():
@@ -36,8 +45,31 @@ class Background:
         else:
             task = asyncio.Task(work, loop=loop, context=context)
         self._tasks.add(task)
-        task.add_done_callback(self._ended)
         return task
+
+    def landed(self, task: asyncio.Task[None]) -> None:
+        """Let go of a launched task whose work is done."""
+        self._tasks.discard(task)
+
+    def watch(self, task: asyncio.Task[None]) -> None:
+        """Let go of a launched task whenever it ends, and take note of what it raises, since nobody awaits it."""
+        task.add_done_callback(self._ended)
+
+    def cancel(self, task: asyncio.Task[None]) -> None:
+        """Cancel a task, of whichever loop."""
+        loop = task.get_loop()
+        if loop is asyncio.get_running_loop():
+            self._cancel_here(task)
+        elif not loop.is_closed():
+            try:
+                loop.call_soon_threadsafe(self._cancel_here, task)
+            except RuntimeError:
+                return  # it closed just now, and its tasks with it
+
+    def _cancel_here(self, task: asyncio.Task[None]) -> None:
+        if not task.done():
+            self.watch(task)  # a task that has not begun never comes to its end
+            task.cancel()
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -51,17 +83,9 @@ class Background:
     async def aclose(self) -> None:
         """Cancel all, and return when those of this loop have ended."""
         here = asyncio.get_running_loop()
-        mine = []
-        for task in list(self._tasks):
-            loop = task.get_loop()
-            if loop is here:
-                if task is not asyncio.current_task():
-                    task.cancel()
-                    mine.append(task)
-            elif not loop.is_closed():
-                try:
-                    loop.call_soon_threadsafe(task.cancel)
-                except RuntimeError:
-                    continue  # that loop closed just now, and its tasks with it
+        tasks = [task for task in self._tasks if task is not asyncio.current_task()]
+        for task in tasks:
+            self.cancel(task)
+        mine = [task for task in tasks if task.get_loop() is here and not task.done()]
         if mine:
             await asyncio.wait(mine, timeout=_CLOSING_SECONDS)

@@ -8,7 +8,7 @@ call comes here.
 
 import math
 import os
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final, final
 
@@ -108,18 +108,14 @@ class Dispatcher:
         Raises:
             CacheClosed: It was closed.
         """
+        if self.closed:
+            raise CacheClosed(f"the cache {self.name!r} is closed")
         if detours.count:
             world = current_world.get()
             if world is not None and self._clock is not world.clock:
-                self._check_open()
                 stand_in: Dispatcher = world.stand_in(self)
                 return stand_in
-        self._check_open()
         return self
-
-    def _check_open(self) -> None:
-        if self.closed:
-            raise CacheClosed(f"the cache {self.name!r} is closed")
 
     def twin(self, clock: Clock) -> "Dispatcher":
         """The same cache over an empty in-memory store."""
@@ -330,23 +326,21 @@ class Dispatcher:
 
     # Loading
 
-    async def get_or_set(self, key: str, prefix: str, factory: Factory, terms: Terms) -> Any:
+    def get_or_set(self, key: str, prefix: str, factory: Factory, terms: Terms) -> Coroutine[Any, Any, Any]:
         """The value, loaded if need be."""
-        if not self.tracing.wanted():
-            if self.disabled or detours.count:
-                return await self._get_or_set(key, prefix, factory, terms, NO_SPAN)
-            return await self.loader.get(key, prefix, factory, terms, NO_SPAN)
-        with self.tracing.call("cache.get_or_set", key) as span:
-            return await self._get_or_set(key, prefix, factory, terms, span)
+        if self.disabled or detours.count or self.tracing.wanted():
+            return self._get_or_set(key, prefix, factory, terms)
+        return self.loader.get(key, prefix, factory, terms, NO_SPAN)
 
-    async def _get_or_set(self, key: str, prefix: str, factory: Factory, terms: Terms, span: CallSpan) -> Any:
-        mode = "bypass" if self.disabled else overridden.get()
-        if mode == "bypass":
-            span.result("bypass")
-            return await self.loader.bypass(key, prefix, factory)
-        if mode == "refresh":
-            return await self.loader.refresh(key, prefix, factory, terms, span)
-        return await self.loader.get(key, prefix, factory, terms, span)
+    async def _get_or_set(self, key: str, prefix: str, factory: Factory, terms: Terms) -> Any:
+        with self.tracing.call("cache.get_or_set", key) as span:
+            mode = "bypass" if self.disabled else overridden.get()
+            if mode == "bypass":
+                span.result("bypass")
+                return await self.loader.bypass(key, prefix, factory)
+            if mode == "refresh":
+                return await self.loader.refresh(key, prefix, factory, terms, span)
+            return await self.loader.get(key, prefix, factory, terms, span)
 
     async def refresh(self, key: str, prefix: str, factory: Factory, terms: Terms) -> Any:
         """The value of a load that begins now."""

@@ -63,31 +63,23 @@ class Flight:
         versions: The versions on the remote store that the tags had at the start.
         ceiling: The timer that ends it when it goes on too long unattended.
         waiters: Futures of the callers.
-        waits_for: The flights that its factory waits for.
+        waits_for: The flights that its factory waits for, each with the number of its waits; ``None`` before the first.
         span: The load's span context, for those who link to it.
     """
 
-    __slots__ = (
-        "ceiling",
-        "detached",
-        "group",
-        "key",
-        "landed",
-        "load",
-        "loop",
-        "outcome",
-        "reason",
-        "span",
-        "stale",
-        "stamp",
-        "started_at",
-        "tags",
-        "task",
-        "versions",
-        "void",
-        "waiters",
-        "waits_for",
-    )
+    # What most flights never change stays on the class: making one is on the path of every miss.
+    void = False
+    detached = False
+    landed = False
+    outcome: Outcome | None = None
+    task: asyncio.Task[None] | None = None
+    group: "list[Flight] | None" = None
+    tags: tuple[str, ...] = ()
+    load: Any = None
+    versions: Mapping[str, str] | None = None
+    ceiling: Timer | None = None
+    span: Any = None
+    waits_for: "dict[Flight, int] | None" = None
 
     def __init__(
         self,
@@ -103,20 +95,8 @@ class Flight:
         self.loop = loop
         self.started_at = started_at
         self.stamp = stamp
-        self.void = False
-        self.detached = False
-        self.landed = False
-        self.outcome: Outcome | None = None
-        self.task: asyncio.Task[None] | None = None
-        self.group: list[Flight] | None = None
-        self.waiters: dict[Waiter, None] = {}
-        self.waits_for: dict[Flight, int] = {}
         self.stale = stale
-        self.tags: tuple[str, ...] = ()
-        self.load: Any = None
-        self.versions: Mapping[str, str] | None = None
-        self.ceiling: Timer | None = None
-        self.span: Any = None
+        self.waiters: dict[Waiter, None] = {}
 
     def join(self, loop: asyncio.AbstractEventLoop) -> Waiter:
         """A future for one more caller, who may run in another thread's loop."""
@@ -134,16 +114,20 @@ class Flight:
         self.outcome = outcome
         if self.ceiling is not None:
             self.ceiling.cancel()
-        while self.waiters:
-            waiter, _ = self.waiters.popitem()
-            wake(waiter, outcome, self.loop)
+        waiters = self.waiters
+        while waiters:
+            wake(waiters.popitem()[0], outcome, self.loop)
 
     def start_waiting(self, flight: "Flight") -> None:
         """The factory waits for the other flight."""
+        if self.waits_for is None:
+            self.waits_for = {}
         self.waits_for[flight] = self.waits_for.get(flight, 0) + 1
 
     def stop_waiting(self, flight: "Flight") -> None:
         """The factory has stopped one of its waits for the other flight."""
+        if self.waits_for is None:
+            return
         left = self.waits_for.pop(flight, 1) - 1
         if left > 0:
             self.waits_for[flight] = left
@@ -158,7 +142,7 @@ class Flight:
                 return True
             if flight not in seen and not flight.landed:
                 seen.add(flight)
-                ahead.extend(flight.waits_for)
+                ahead.extend(flight.waits_for or ())
                 if flight.group is not None:
                     ahead.extend(flight.group)
         return False

@@ -9,7 +9,7 @@ its cancellation.
 """
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Coroutine
 from contextvars import Context
 from typing import Any, Final, final
 
@@ -61,8 +61,11 @@ class Flights:
     async def aclose(self) -> None:
         """End every flight, and return when they have ended."""
         self._closed = True
+        flights = [*self.table.values(), *(loner for loners in self._loners.values() for loner in loners)]
         self.supersede_where(lambda _: True)
         await self.background.aclose()
+        for flight in flights:
+            self.land(flight, CANCELLED)  # one whose task had not begun has told nobody
 
     # Departing and joining
 
@@ -71,8 +74,8 @@ class Flights:
         flight = self.table.get(key)
         if flight is None or terms.lock == "none":
             return None
-        if flight.loop is not loop and not flight.loop.is_running():
-            self.supersede(key)  # its loop has ended, it will never land
+        if (flight.loop is not loop and not flight.loop.is_running()) or (flight.task and flight.task.done()):
+            self.supersede(key)  # its loop has ended, or its task before it began: it will never land
             return None
         return flight
 
@@ -94,14 +97,15 @@ class Flights:
         if self._closed:
             raise CacheClosed("the cache is closed")
 
-    def depart(self, flight: Flight, terms: Terms, work: Any, context: Context) -> None:
-        """Put the flight into the table and start its work."""
+    def depart(self, flight: Flight, terms: Terms, work: Coroutine[Any, Any, None], context: Context) -> None:
+        """Put the flight into the table and start its work, which lands it."""
         if terms.lock == "none" and flight.reason == "miss":
             self._loners.setdefault(flight.key, []).append(flight)
         else:
             self.table[flight.key] = flight
-        flight.tags = terms.tags
-        flight.task = self.background.start(work, context)
+        if terms.tags:
+            flight.tags = terms.tags
+        flight.task = self.background.launch(work, context, flight.loop)
 
     @property
     def full(self) -> bool:
@@ -176,9 +180,10 @@ class Flights:
         else:
             flight.ceiling = self.clock.call_later(terms.background_timeout, lambda: self._give_up(flight, terms))
 
-    def abandon(self, flight: Flight) -> None:
-        """Nobody waits any more: cancel it, unless it goes on in the background or for others of its bulk load."""
-        if flight.landed or flight.detached or flight.waiters:
+    def leave(self, flight: Flight, waiter: Waiter) -> None:
+        """A caller stops waiting. When nobody is left the flight is cancelled, unless it goes on in the background or
+        for others of its bulk load."""
+        if flight.waiters.pop(waiter, flight) is not None or flight.landed or flight.detached or flight.waiters:
             return
         members = flight.group or [flight]
         if any(member.waiters or member.detached for member in members if not member.landed):
@@ -206,18 +211,16 @@ class Flights:
             self._cancel(flight)
 
     def _cancel(self, flight: Flight) -> None:
-        task = flight.task
-        if task is None or task.done():
-            return
-        if flight.loop is asyncio.get_running_loop():
-            task.cancel()
-        elif not flight.loop.is_closed():
-            flight.loop.call_soon_threadsafe(task.cancel)
+        if flight.task is not None:
+            self.background.cancel(flight.task)
 
     def settle(self, outcome: Outcome, leading: bool, span: CallSpan = NO_SPAN) -> Any:
         """The value that the outcome brings one caller, or its exception."""
         status, payload = outcome
         counters = self._counters
+        if status is Status.VALUE and leading and span is NO_SPAN:  # most misses
+            counters.misses += 1
+            return payload
         if status is Status.HIT:
             counters.hits += 1
             result = "negative" if payload is None else "hit"
@@ -288,8 +291,7 @@ class Ticket:
         if self._mine is not None:
             self._mine.stop_waiting(flight)
             self._mine = None
-        if flight.waiters and flight.waiters.pop(self.waiter, flight) is None:
-            self._flights.abandon(flight)  # it left before the outcome came
+        self._flights.leave(flight, self.waiter)
 
     def _limit(self, terms: Terms, loop: asyncio.AbstractEventLoop) -> None:
         flight, clock = self._flight, self._flights.clock

@@ -26,30 +26,40 @@ class Keeper:
         self._seats = seats
         self._flights = flights
 
-    async def keep(
+    def keep_local(self, flight: Flight, prefix: str, value: Any, terms: Terms, load: Load | None) -> None:
+        """Store a loaded value in the local seat, the only one, unless a write has overtaken the load."""
+        local = self._seats.local
+        if local is None:
+            return
+        now = self._seats.clock.monotonic()
+        self._flights.unthrottle(flight.key)
+        ttl, life = terms.ttl, None
+        if load is not None or not terms.ordinary:
+            ttl, life = self._terms_of(flight, prefix, value, terms, load, now)
+            if life is not None and not self._seats.tags.valid(life.tags, flight.stamp):
+                return
+        with local.guard():  # a write on another thread comes before the look at `void`, or after the value is stored
+            if not flight.void:
+                local.put(flight.key, value, now, ttl, life)
+
+    async def keep_remote(
         self, flight: Flight, prefix: str, value: Any, terms: Terms, load: Load | None, lease: Lease | None
     ) -> None:
-        """Store a loaded value, unless a write has overtaken the load."""
+        """Store a loaded value in the remote seat, and a copy in the local one, unless a write has overtaken it."""
         seats = self._seats
         now = seats.clock.monotonic()
         self._flights.unthrottle(flight.key)
-        if terms.ordinary and load is None:
-            ttl, life = terms.ttl, None
-        else:
-            ttl, life = self._terms_of(flight, prefix, value, terms, load, now)
-            if life is not None and not seats.tags.valid(life.tags, flight.stamp):
-                return
-        if seats.remote is not None:
-            if life is None:
-                life = Life(now) if ttl is None else Life(now, now + ttl, now + ttl)
-            if not await self._keep_remote(flight, value, life, lease):
-                return
+        ttl, life = self._terms_of(flight, prefix, value, terms, load, now)
+        if life is None:
+            life = Life(now) if ttl is None else Life(now, now + ttl, now + ttl)
+        if not seats.tags.valid(life.tags, flight.stamp) or not await self._send(flight, value, life, lease):
+            return
         if seats.local is not None:
             with seats.local.guard():
                 if not flight.void:
                     seats.local.put(flight.key, value, now, ttl, life)
 
-    async def _keep_remote(self, flight: Flight, value: Any, life: Life, lease: Lease | None) -> bool:
+    async def _send(self, flight: Flight, value: Any, life: Life, lease: Lease | None) -> bool:
         seats = self._seats
         if seats.remote is None:
             return False

@@ -26,7 +26,7 @@ from asynccache.entry import Entry
 from asynccache.load import KEPT, Factory, Load, wants_load
 from asynccache.policy import Terms
 from asynccache.stats import Counters
-from asynccache.telemetry import CallSpan, Tracing
+from asynccache.telemetry import NO_SPAN, CallSpan, Tracing
 
 __all__ = ["Loader"]
 
@@ -122,7 +122,7 @@ class Loader:
         loop = asyncio.get_running_loop()
         mine = current_flight.get()
         while True:
-            flight = flights.under_way(key, terms, loop)
+            flight = flights.under_way(key, terms, loop) if key in flights.table else None
             leading = flight is None
             if flight is None:
                 flights.check_open()
@@ -139,11 +139,19 @@ class Loader:
                 flights.refuse_deadlock(flight, mine)
             outcome = flight.outcome
             if outcome is None:
-                ticket = Ticket(flights, flight, terms, loop, mine)
-                try:
-                    outcome = await ticket.waiter
-                finally:
-                    ticket.leave()
+                if mine is None and terms.patient:
+                    waiter = flight.join(loop)
+                    try:
+                        outcome = await waiter
+                    finally:
+                        if waiter in flight.waiters:
+                            flights.leave(flight, waiter)
+                else:
+                    ticket = Ticket(flights, flight, terms, loop, mine)
+                    try:
+                        outcome = await ticket.waiter
+                    finally:
+                        ticket.leave()
             if not leading:
                 span.link(flight.span)
                 if outcome[0] is Status.ABSENT:
@@ -176,11 +184,15 @@ class Loader:
             if task is not None and task.cancelling():
                 raise
         except (KeyboardInterrupt, SystemExit, GeneratorExit):
+            if flight.task is not None:
+                self.flights.background.watch(flight.task)
             raise  # the program ends, or the loop is gone
         except BaseException as error:  # reaches the waiters, whatever it is
             outcome = self.flights.failed(flight, terms, error)
         finally:
             self.flights.land(flight, outcome)
+            if flight.task is not None:
+                self.flights.background.landed(flight.task)
 
     async def _run(self, flight: Flight, prefix: str, factory: Factory, terms: Terms, lease: Lease | None) -> Any:
         """Call the factory and store what it returns."""
@@ -191,7 +203,8 @@ class Loader:
         name = "cache.refresh" if detached else "cache.load"
         began = self._clock.monotonic()
         with self._tracing.load(name, flight.reason, flight.key, detached=detached) as span:
-            flight.span = span.context
+            if span is not NO_SPAN:
+                flight.span = span.context
             try:
                 if wants_load(factory):
                     load = Load(
@@ -219,7 +232,10 @@ class Loader:
                 and (load is None or not load.skipped)
                 and (terms.cache_if is None or terms.cache_if(value))
             ):
-                await self._keeper.keep(flight, prefix, value, terms, load, lease)
+                if self._seats.remote is None:
+                    self._keeper.keep_local(flight, prefix, value, terms, load)
+                else:
+                    await self._keeper.keep_remote(flight, prefix, value, terms, load, lease)
         return value
 
     # One load among all processes

@@ -47,6 +47,20 @@ class Memoized(Generic[P, R]):
         cache: The cache that keeps the results.
     """
 
+    # What a hit reads has slots: the copied attributes of the function are kept in a dictionary, which is slower.
+    __slots__ = (
+        "__dict__",
+        "__weakref__",
+        "_builder",
+        "_core",
+        "_function",
+        "_prefix",
+        "_remembered",
+        "_tags",
+        "_terms",
+        "cache",
+    )
+
     def __init__(
         self,
         function: Callable[P, Coroutine[Any, Any, R]],
@@ -84,12 +98,8 @@ class Memoized(Generic[P, R]):
             try:
                 full = self._remembered.get(args)
                 if full is not None:
-                    for argument in args:
-                        if argument.__class__ not in _EXACT:
-                            full = None
-                            break
-                    else:
-                        value = core.find(full, MISSING)
+                    if args[0].__class__ in _EXACT and (len(args) == 1 or _all_exact(args)):
+                        value: R = core.find(full, MISSING)
                         if value is not MISSING:
                             until = core.until(full)
                             if (until is None or core.now() < until) and (
@@ -97,16 +107,21 @@ class Memoized(Generic[P, R]):
                             ):
                                 core.touch(full)
                                 core.counters.hits += 1
-                                return cast(R, value)
+                                return value
+                    else:
+                        full = None
             except (TypeError, KeyError):
                 full = None  # an argument that cannot be looked up by, or an entry that has just left
         if full is None:
             full = self._full_key(args, kwargs)
         function = self._function
-        value = await core.here().get_or_set(
-            full, self._prefix, lambda: function(*args, **kwargs), self._terms_of(args, kwargs)
+        loaded: R = await core.here().get_or_set(
+            full,
+            self._prefix,
+            lambda: function(*args, **kwargs),
+            self._terms_of(args, kwargs) if self._tags else self._terms,
         )
-        return cast(R, value)
+        return loaded
 
     async def refresh(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """The result of a run that begins now; it replaces what is cached. A failure is raised and changes nothing."""
@@ -152,10 +167,7 @@ class Memoized(Generic[P, R]):
 
     def _full_key(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
         full = self._prefix + self._builder(args, kwargs)
-        if not kwargs and self._builder.pure and len(full) <= _LONGEST_REMEMBERED:
-            for argument in args:
-                if argument.__class__ not in _EXACT:
-                    return full
+        if args and not kwargs and self._builder.pure and len(full) <= _LONGEST_REMEMBERED and _all_exact(args):
             if len(self._remembered) >= _MOST_REMEMBERED:
                 self._remembered.clear()
             self._remembered[args] = full
@@ -166,6 +178,10 @@ class Memoized(Generic[P, R]):
             return self._terms
         tags = [tag(args, kwargs) if isinstance(tag, KeyBuilder) else tag for tag in self._tags]
         return _tagged(self._terms, tuple(self._prefix + tag for tag in tags))
+
+
+def _all_exact(args: tuple[Any, ...]) -> bool:
+    return all(argument.__class__ in _EXACT for argument in args)
 
 
 @final

@@ -553,6 +553,8 @@ class Cache:
         return {key: self._full(key) for key in keys}
 
     def _tags(self, tags: Iterable[str], terms: Terms) -> tuple[str, ...]:
+        if tags == () == terms.tags:
+            return ()
         if isinstance(tags, str):
             raise ConfigError(f"tags is a collection of names, not one text: write tags=[{tags!r}]")
         return tuple(self._prefix + check_key(tag) for tag in dict.fromkeys((*terms.tags, *tags)))

@@ -126,6 +126,8 @@ _POSITIONAL: Final = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSIT
 
 def wants_load(factory: Factory) -> bool:
     """Whether the factory has a positional parameter that must be given: then it gets a `Load`."""
+    if type(factory) is FunctionType and not factory.__code__.co_argcount:
+        return False  # most are of this kind
     bound = 0
     function: object = factory
     if isinstance(function, MethodType):

@@ -106,6 +106,7 @@ class Terms:
 
     Attributes:
         ordinary: Whether a ttl says all there is to say about an entry stored on these terms.
+        patient: Whether callers wait as long as the load takes.
     """
 
     ttl: float | None
@@ -123,9 +124,11 @@ class Terms:
     lock: Literal["shared", "local", "none"]
     tags: tuple[str, ...]
     ordinary: bool = field(default=False, init=False)
+    patient: bool = field(default=True, init=False)
 
     def __post_init__(self) -> None:
-        """Work out whether the terms are ordinary."""
+        """Work out what is asked at every load."""
+        self.patient = self.soft_timeout is None and self.hard_timeout is None
         self.ordinary = not (
             self.ttl_of
             or self.grace
