@@ -9,7 +9,6 @@ believed only when the classes are exact.
 import functools
 import inspect
 from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
-from contextlib import suppress
 from typing import Any, Concatenate, Final, Generic, ParamSpec, TypeVar, cast, final, overload
 
 from asynccache._dispatcher import Dispatcher
@@ -19,7 +18,7 @@ from asynccache.keys import KeyBuilder
 from asynccache.policy import Terms
 from asynccache.telemetry import provider_module
 
-__all__ = ["KeyRule", "Memoized", "MemoizedMany"]
+__all__ = ["KeyRule", "Memoized", "MemoizedClassMethod", "MemoizedMany"]
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")
@@ -93,27 +92,28 @@ class Memoized(Generic[P, R]):
     async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """The function's result, from the cache or loaded."""
         core = self._core
-        full = None
-        if not kwargs:
-            try:
-                full = self._remembered.get(args)
-                if full is not None:
-                    if args[0].__class__ in _EXACT and (len(args) == 1 or _all_exact(args)):
-                        value: R = core.find(full, MISSING)
-                        if value is not MISSING:
-                            until = core.until(full)
-                            if (until is None or core.now() < until) and (
-                                provider_module._TRACER_PROVIDER is None or not core.tracing.wanted()
-                            ):
-                                core.touch(full)
-                                core.counters.hits += 1
-                                return value
-                    else:
-                        full = None
-            except (TypeError, KeyError):
-                full = None  # an argument that cannot be looked up by, or an entry that has just left
+        try:
+            full = None if kwargs else self._remembered.get(args)
+            if full is not None and not (
+                args[0].__class__ in _EXACT if len(args) == 1 else _EXACT.issuperset(map(type, args))
+            ):
+                full = None
+        except TypeError:  # an argument that cannot be looked up by
+            full = None
         if full is None:
             full = self._full_key(args, kwargs)
+        value: R = core.find(full, MISSING)
+        if value is not MISSING:
+            until = core.until(full)
+            if (until is None or core.now() < until) and (
+                provider_module._TRACER_PROVIDER is None or not core.tracing.wanted()
+            ):
+                try:
+                    core.touch(full)
+                except KeyError:
+                    pass  # it has just left, on another thread
+                core.counters.hits += 1
+                return value
         function = self._function
         loaded: R = await core.here().get_or_set(
             full,
@@ -125,6 +125,7 @@ class Memoized(Generic[P, R]):
 
     async def refresh(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """The result of a run that begins now; it replaces what is cached. A failure is raised and changes nothing."""
+        self._check_class(args)
         function = self._function
         full = self._full_key(args, kwargs)
         value = await self._core.here().refresh(
@@ -134,14 +135,17 @@ class Memoized(Generic[P, R]):
 
     async def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> bool:
         """Remove the result; whether it was there."""
+        self._check_class(args)
         return bool(await self._core.here().delete("cache.delete", [self._full_key(args, kwargs)]))
 
     async def bypass(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """The function's result, the cache left aside."""
+        self._check_class(args)
         return await self._function(*args, **kwargs)
 
     async def set(self, value: R, *args: P.args, **kwargs: P.kwargs) -> bool:
         """Store a result for these arguments, as if the function had returned it."""
+        self._check_class(args)
         terms = self._terms_of(args, kwargs)
         return await self._core.here().set(self._full_key(args, kwargs), value, ..., None, terms.tags, terms, None)
 
@@ -152,6 +156,7 @@ class Memoized(Generic[P, R]):
             InvalidKeyError: An argument has no stable identity, or the key is not a valid one.
             TypeError: The function takes no such arguments.
         """
+        self._check_class(args)
         return self._builder(args, kwargs)
 
     @overload
@@ -165,9 +170,16 @@ class Memoized(Generic[P, R]):
     def __repr__(self) -> str:
         return f"<memoized {self._builder.name}>"
 
+    def _check_class(self, args: tuple[Any, ...]) -> None:
+        """Refuse arguments without the class that a class method has in front: since Python 3.13 a ``classmethod``
+        around a memoized function leaves it out."""
+        if self._builder.parameters[:1] == ("cls",) and not (args and isinstance(args[0], type)):
+            raise TypeError(f"{self._builder.name}: the class is missing: put @memoize above @classmethod")
+
     def _full_key(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
         full = self._prefix + self._builder(args, kwargs)
-        if args and not kwargs and self._builder.pure and len(full) <= _LONGEST_REMEMBERED and _all_exact(args):
+        rememberable = not kwargs and self._builder.pure and len(full) <= _LONGEST_REMEMBERED
+        if rememberable and _EXACT.issuperset(map(type, args)):
             if len(self._remembered) >= _MOST_REMEMBERED:
                 self._remembered.clear()
             self._remembered[args] = full
@@ -180,30 +192,29 @@ class Memoized(Generic[P, R]):
         return _tagged(self._terms, tuple(self._prefix + tag for tag in tags))
 
 
-def _all_exact(args: tuple[Any, ...]) -> bool:
-    return all(argument.__class__ in _EXACT for argument in args)
-
-
 @final
 class _Bound:
-    """A memoized method with its receiver."""
+    """A memoized method with its receiver: made anew at each ``object.method``, and so kept light."""
 
     def __init__(self, memoized: Memoized[..., Any], receiver: Any) -> None:
         self._memoized = memoized
         self.__self__ = receiver
-        self.__func__ = memoized
-        with suppress(AttributeError):
-            functools.update_wrapper(self, cast(Any, memoized), updated=())
-        function = memoized._function
-        for name in ("__code__", "__defaults__", "__kwdefaults__"):
-            setattr(self, name, getattr(function, name, None))
-        signature = inspect.signature(function)
-        self.__signature__ = signature.replace(parameters=list(signature.parameters.values())[1:])
-        self.cache = memoized.cache
+        self.__doc__ = memoized.__doc__
+        self.__module__ = memoized.__module__
 
-    async def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, Any]:
         """The method's result, from the cache or loaded."""
-        return await self._memoized(self.__self__, *args, **kwargs)
+        return self._memoized(self.__self__, *args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        """What the function has, its name and code among them, so that `inspect` sees a coroutine function."""
+        return getattr(self._memoized, name)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        """The function's parameters without the receiver."""
+        signature = inspect.signature(self._memoized._function)
+        return signature.replace(parameters=list(signature.parameters.values())[1:])
 
     async def refresh(self, *args: Any, **kwargs: Any) -> Any:
         """As `Memoized.refresh`."""
@@ -224,6 +235,18 @@ class _Bound:
     def key(self, *args: Any, **kwargs: Any) -> str:
         """As `Memoized.key`."""
         return self._memoized.key(self.__self__, *args, **kwargs)
+
+
+@final
+class MemoizedClassMethod:
+    """A memoized class method: since Python 3.13 the built-in one leaves a descriptor's own binding aside."""
+
+    def __init__(self, memoized: Memoized[..., Any]) -> None:
+        self.__func__ = memoized
+
+    def __get__(self, instance: Any, owner: type) -> Any:
+        """The method with its class."""
+        return _Bound(self.__func__, owner)
 
 
 @final
@@ -289,7 +312,7 @@ def _builder_of_one(function: Callable[..., Any], key: KeyRule) -> KeyBuilder:
 
     one.__module__, one.__qualname__ = function.__module__, function.__qualname__
     parameter = inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    one.__signature__ = inspect.Signature([parameter])  # type: ignore[attr-defined]  # what inspect.signature reads
+    one.__dict__["__signature__"] = inspect.Signature([parameter])  # what inspect.signature reads
     return KeyBuilder(one, key=key)
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal, ParamSpec, Self, TypedDict, TypeVar, Unpack, ca
 
 from asynccache._detours import override
 from asynccache._dispatcher import Dispatcher
-from asynccache._memoize import KeyRule, Memoized, MemoizedMany
+from asynccache._memoize import KeyRule, Memoized, MemoizedClassMethod, MemoizedMany
 from asynccache._seats import OnError
 from asynccache._urls import open_store
 from asynccache.backend import Backend, OnlyIf
@@ -435,9 +435,8 @@ class Cache:
             rest = cast(PolicyOptions, {name: value for name, value in options.items() if name != "tags"})
             if isinstance(tags, str):
                 raise ConfigError(f"tags is a collection of names, not one text: write tags=[{tags!r}]")
-            kind = type(decorated) if isinstance(decorated, staticmethod | classmethod) else None
             memoized: Memoized[Any, Any] = Memoized(
-                decorated.__func__ if kind else decorated,
+                decorated.__func__ if isinstance(decorated, staticmethod | classmethod) else decorated,
                 cache=self,
                 dispatcher=core,
                 prefix=self._prefix,
@@ -446,7 +445,9 @@ class Cache:
                 ignore=ignore,
                 tags=tuple(tags),
             )
-            return memoized if kind is None else kind(memoized)
+            if isinstance(decorated, classmethod):
+                return MemoizedClassMethod(memoized)
+            return staticmethod(memoized) if isinstance(decorated, staticmethod) else memoized
 
         return decorate if function is None else decorate(function)
 
