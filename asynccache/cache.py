@@ -3,49 +3,39 @@
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from types import EllipsisType, TracebackType
-from typing import Any, Literal, ParamSpec, Self, TypedDict, TypeVar, Unpack, cast, final, overload
+from typing import Any, Literal, ParamSpec, Self, TypeVar, Unpack, cast, final, overload
 
+from asynccache._arguments import (
+    escaped,
+    optional_seconds,
+    own_terms,
+    seconds_or_left_out,
+    tag_names,
+    whole_key,
+    whole_keys,
+)
 from asynccache._detours import override
 from asynccache._dispatcher import Dispatcher
 from asynccache._memoize import KeyRule, Memoized, MemoizedClassMethod, MemoizedMany
+from asynccache._opening import open_seats
 from asynccache._seats import OnError
-from asynccache._urls import open_store
+from asynccache._short_way import Get, GetOrSet, bind_get, bind_get_or_set
 from asynccache.backend import Backend, OnlyIf
 from asynccache.backends.memory import MemoryBackend
-from asynccache.clock import Clock, SystemClock
+from asynccache.clock import Clock
 from asynccache.duration import Duration, seconds
-from asynccache.entry import MISSING, Entry
-from asynccache.errors import ConfigError, InvalidKeyError
+from asynccache.entry import Entry
+from asynccache.errors import ConfigError
 from asynccache.keys import check_key, check_namespace
-from asynccache.load import Load
-from asynccache.policy import Policy, Terms, Ttl
+from asynccache.policy import Policy, PolicyOptions, Ttl
 from asynccache.stats import Stats
-from asynccache.telemetry import Telemetry, provider_module
+from asynccache.telemetry import Telemetry
 
-__all__ = ["Cache", "PolicyOptions"]
+__all__ = ["Cache"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
-T = TypeVar("T")
-D = TypeVar("D")
 K = TypeVar("K")
-
-
-class PolicyOptions(TypedDict, total=False):
-    """The options of a `Policy` that a call may override, beside the ttl."""
-
-    grace: Duration | None
-    grace_throttle: Duration
-    refresh_ahead: float | None
-    jitter: float
-    soft_timeout: Duration | None
-    hard_timeout: Duration | None
-    background_timeout: Duration
-    sliding: bool
-    negative_ttl: Duration | None
-    cache_if: Callable[[Any], bool] | None
-    lock: Literal["shared", "local", "none"]
-    tags: Iterable[str]
 
 
 @final
@@ -75,7 +65,16 @@ class Cache:
         ConfigError: An option is unknown, ill-typed, or contradicts another.
     """
 
-    __slots__ = ("__weakref__", "_core", "_prefix")
+    # Described here because each cache has a function of its own, made when it is: the shortest way to a hit.
+    __slots__ = {
+        "__weakref__": None,
+        "_core": None,
+        "_prefix": None,
+        "get": Get.__call__.__doc__,
+        "get_or_set": GetOrSet.__call__.__doc__,
+    }
+    get: Get
+    get_or_set: GetOrSet
 
     def __init__(
         self,
@@ -103,73 +102,43 @@ class Cache:
         terms = policy or Policy()
         if ttl is not ...:
             terms = terms.but(ttl=ttl)
-        clock = clock or _clock_of(store) or _clock_of(local) or SystemClock()
-        owned: list[Any] = []
-        seats = [_opened(each, clock, codec, owned) for each in (store, local) if each is not None]
-        main = seats[0]
-        near = seats[1] if len(seats) > 1 else None
-        if near is not None and not isinstance(near, MemoryBackend):
-            raise ConfigError("local is an in-process store: a memory:// URL or a MemoryBackend")
-        if near is not None and isinstance(main, MemoryBackend):
-            raise ConfigError("local goes in front of a remote store; memory:// is local already")
-        private = isinstance(main, MemoryBackend) and bool(owned)
-        self._core = Dispatcher(
-            local=main if isinstance(main, MemoryBackend) else near,
-            remote=None if isinstance(main, MemoryBackend) else main,
-            owned=owned,
-            clock=clock,
+        opened = open_seats(store, local, clock, codec)
+        core = Dispatcher(
+            local=opened.local,
+            remote=opened.remote,
+            owned=opened.owned,
+            clock=opened.clock,
             name=name,
             policy=terms,
             on_error=on_error,
             telemetry=None if telemetry == "off" else Telemetry() if telemetry == "auto" else telemetry,
         )
         # A store of our own holds no neighbour's keys, so they need no prefix: that saves a third of a hit.
-        self._prefix = "" if private or not namespace else _escaped(namespace) + ":"
+        self._bind(core, "" if opened.private or not namespace else escaped(namespace) + ":")
+
+    def _bind(self, core: Dispatcher, prefix: str) -> None:
+        self._core = core
+        self._prefix = prefix
+        self.get = bind_get(core, prefix)
+        self.get_or_set = bind_get_or_set(core, prefix)
 
     # Reading
 
-    @overload
-    async def get(self, key: str) -> Any | None: ...
-    @overload
-    async def get(self, key: str, default: D) -> Any | D: ...
-    async def get(self, key: str, default: Any = None) -> Any:
-        """The value, or ``default`` when it is absent or no longer fresh.
-
-        Args:
-            key: The key.
-            default: What stands for no value; `MISSING` tells a stored ``None`` from it.
-        """
-        core = self._core
-        try:
-            full = self._prefix + key if self._prefix else key
-            value = core.find(full, MISSING)
-            if value is not MISSING:
-                until = core.until(full)
-                if (until is None or core.now() < until) and (
-                    provider_module._TRACER_PROVIDER is None or not core.tracing.wanted()
-                ):
-                    core.touch(full)
-                    core.counters.hits += 1
-                    return value
-        except (TypeError, KeyError):
-            pass  # not a key at all, or an entry that another thread has just removed
-        return await core.here().get(self._full(key), default)
-
     async def get_many(self, keys: Iterable[str]) -> dict[str, Any]:
         """The values of those found, in the order of the keys: one round trip."""
-        return await self._core.here().get_many(self._fulls(keys))
+        return await self._core.here().get_many(whole_keys(self._prefix, keys))
 
     async def exists(self, key: str) -> bool:
         """Whether the key has a fresh value; this look counts as no use."""
-        return await self._core.here().ttl(self._full(key)) is not None
+        return await self._core.here().ttl(whole_key(self._prefix, key)) is not None
 
     async def ttl(self, key: str) -> float | None:
         """Seconds of freshness left: ``math.inf`` with no expiry, ``None`` when absent."""
-        return await self._core.here().ttl(self._full(key))
+        return await self._core.here().ttl(whole_key(self._prefix, key))
 
     async def entry(self, key: str) -> Entry | None:
         """The stored entry with its times and tags, fresh or stale, or ``None``: for looking."""
-        return await self._core.here().entry(self._full(key))
+        return await self._core.here().entry(whole_key(self._prefix, key))
 
     async def keys(self, match: str = "*") -> AsyncIterator[str]:
         """The keys of this namespace that match the glob, without the namespace; those of deeper ones are not among
@@ -208,12 +177,12 @@ class Cache:
             EncodeError: The store cannot keep the value so that it comes back equal.
         """
         core = self._core.here()
-        full = self._full(key)
+        full = whole_key(self._prefix, key)
         if only_if not in (None, "absent", "present"):
             raise ConfigError(f'only_if is "absent", "present" or None, not {only_if!r}')
-        given = ttl if ttl is None or ttl is ... else seconds(ttl, name="ttl")
-        spare = None if grace is None else seconds(grace, name="grace")
-        return await core.set(full, value, given, spare, self._tags(tags, core.terms), core.terms, only_if)
+        given = seconds_or_left_out(ttl)
+        spare = optional_seconds(grace, "grace")
+        return await core.set(full, value, given, spare, tag_names(self._prefix, tags, core.terms), core.terms, only_if)
 
     async def add(
         self,
@@ -237,24 +206,28 @@ class Cache:
     ) -> bool:
         """Store all values: one round trip; whether the store took them."""
         core = self._core.here()
-        fulls = self._fulls(values)
-        given = ttl if ttl is None or ttl is ... else seconds(ttl, name="ttl")
-        spare = None if grace is None else seconds(grace, name="grace")
+        fulls = whole_keys(self._prefix, values)
+        given = seconds_or_left_out(ttl)
+        spare = optional_seconds(grace, "grace")
         return await core.set_many(
-            {full: values[key] for key, full in fulls.items()}, given, spare, self._tags(tags, core.terms), core.terms
+            {full: values[key] for key, full in fulls.items()},
+            given,
+            spare,
+            tag_names(self._prefix, tags, core.terms),
+            core.terms,
         )
 
     async def delete(self, key: str) -> bool:
         """Remove the key; whether it had a fresh value. A load under way does not bring it back."""
-        return bool(await self._core.here().delete("cache.delete", [self._full(key)]))
+        return bool(await self._core.here().delete("cache.delete", [whole_key(self._prefix, key)]))
 
     async def delete_many(self, keys: Iterable[str]) -> int:
         """Remove the keys: one round trip; how many had a fresh value."""
-        return await self._core.here().delete("cache.delete_many", list(self._fulls(keys).values()))
+        return await self._core.here().delete("cache.delete_many", list(whole_keys(self._prefix, keys).values()))
 
     async def touch(self, key: str, ttl: Duration | None) -> bool:
         """Give a fresh entry a new ttl, from now; whether there was one."""
-        return await self._core.here().retime(self._full(key), None if ttl is None else seconds(ttl, name="ttl"))
+        return await self._core.here().retime(whole_key(self._prefix, key), optional_seconds(ttl, "ttl"))
 
     async def incr(self, key: str, delta: int = 1, *, ttl: Duration | None = None) -> int:
         """Add to a counter, atomically, and return the sum; an absent one starts at zero.
@@ -276,8 +249,8 @@ class Cache:
     async def _count(self, name: str, key: str, delta: int, ttl: Duration | None) -> int:
         if type(delta) is not int:
             raise TypeError(f"delta is an integer, not {type(delta).__name__}")
-        spare = None if ttl is None else seconds(ttl, name="ttl")
-        return await self._core.here().add_to(name, self._full(key), delta, spare)
+        spare = optional_seconds(ttl, "ttl")
+        return await self._core.here().add_to(name, whole_key(self._prefix, key), delta, spare)
 
     async def clear(self, match: str = "*") -> int:
         """Remove the keys of this namespace that match the glob; how many had a fresh value.
@@ -293,75 +266,9 @@ class Cache:
         begins after it is not.
         """
         core = self._core.here()
-        await core.invalidate([self._prefix + check_key(tag) for tag in tags], self._prefix)
+        await core.invalidate([whole_key(self._prefix, tag) for tag in tags], self._prefix)
 
     # Loading
-
-    @overload
-    async def get_or_set(
-        self,
-        key: str,
-        factory: Callable[[], Coroutine[Any, Any, T]] | Callable[[Load], Coroutine[Any, Any, T]],
-        ttl: Ttl | EllipsisType = ...,
-        *,
-        policy: Policy | None = None,
-        **options: Unpack[PolicyOptions],
-    ) -> T: ...
-    @overload
-    async def get_or_set(
-        self,
-        key: str,
-        factory: Callable[[], T] | Callable[[Load], T],
-        ttl: Ttl | EllipsisType = ...,
-        *,
-        policy: Policy | None = None,
-        **options: Unpack[PolicyOptions],
-    ) -> T: ...
-    async def get_or_set(
-        self,
-        key: str,
-        factory: Callable[..., Any],
-        ttl: Ttl | EllipsisType = ...,
-        *,
-        policy: Policy | None = None,
-        **options: Unpack[PolicyOptions],
-    ) -> Any:
-        """The value; when it is absent or stale, what the factory returns: it runs once, however many ask.
-
-        Args:
-            key: The key.
-            factory: An async or sync callable of nothing, or of a `Load`.
-            ttl: How long the loaded value is fresh: a duration, ``None``, or a function of the value.
-            policy: How to load, instead of the cache's policy.
-            **options: Options of the policy, for this call.
-
-        Raises:
-            LoadTimeout: The load passed ``hard_timeout`` and there is no stale value.
-            LoadCancelled: The factory was cancelled, or raised ``CancelledError``.
-            RecursiveLoad: This very call is part of loading the key.
-            Exception: What the factory raised, when there is no stale value.
-        """
-        core = self._core
-        try:
-            full = self._prefix + key if self._prefix else key
-            value = core.find(full, MISSING)
-            if value is not MISSING:
-                until = core.until(full)
-                if (until is None or core.now() < until) and (
-                    provider_module._TRACER_PROVIDER is None or not core.tracing.wanted()
-                ):
-                    core.touch(full)
-                    core.counters.hits += 1
-                    return value
-        except (TypeError, KeyError):
-            pass  # as in get
-        if not callable(factory):
-            raise TypeError(f"factory is a callable, not {type(factory).__name__}")
-        core = core.here()
-        terms = core.terms
-        if policy is not None or ttl is not ... or options or terms.tags:
-            terms = self._terms(core, ttl, policy, options)
-        return await core.get_or_set(self._full(key), self._prefix, factory, terms)
 
     async def get_or_set_many(
         self,
@@ -385,8 +292,8 @@ class Cache:
         if not callable(loader):
             raise TypeError(f"loader is a callable, not {type(loader).__name__}")
         core = self._core.here()
-        fulls = self._fulls(keys)
-        terms = self._terms(core, ttl, policy, options)
+        fulls = whole_keys(self._prefix, keys)
+        terms = own_terms(core, self._prefix, ttl, policy, options)
         return await core.get_or_set_many(list(fulls), fulls, self._prefix, loader, terms)
 
     @overload
@@ -440,7 +347,7 @@ class Cache:
                 cache=self,
                 dispatcher=core,
                 prefix=self._prefix,
-                terms=self._terms(core, ttl, policy, rest),
+                terms=own_terms(core, self._prefix, ttl, policy, rest),
                 key=key,
                 ignore=ignore,
                 tags=tuple(tags),
@@ -475,7 +382,7 @@ class Cache:
                 cache=self,
                 dispatcher=self._core,
                 prefix=self._prefix,
-                terms=self._terms(self._core, ttl, policy, options),
+                terms=own_terms(self._core, self._prefix, ttl, policy, options),
                 key=key,
             )
 
@@ -503,8 +410,8 @@ class Cache:
         Raises:
             LockTimeout: It was not free in time.
         """
-        limit = None if timeout is None else seconds(timeout, name="timeout")
-        return self._core.here().lock(self._full(key), seconds(ttl, name="ttl"), limit)
+        limit = optional_seconds(timeout, "timeout")
+        return self._core.here().lock(whole_key(self._prefix, key), seconds(ttl, name="ttl"), limit)
 
     # The rest
 
@@ -515,9 +422,8 @@ class Cache:
             InvalidKeyError: The name is empty or not a valid text.
         """
         view = Cache.__new__(Cache)
-        view._core = self._core
         # No key has a NUL, so no key of this namespace can be taken for one of that.
-        view._prefix = f"{self._prefix}{check_key(name)}\0"
+        view._bind(self._core, f"{self._prefix}{check_key(name)}\0")
         return view
 
     def stats(self) -> Stats:
@@ -544,46 +450,3 @@ class Cache:
 
     def __repr__(self) -> str:
         return f"Cache({self._core.backend_name!r}, name={self._core.name!r})"
-
-    def _full(self, key: str) -> str:
-        return self._prefix + check_key(key) if self._prefix else check_key(key)
-
-    def _fulls(self, keys: Iterable[str]) -> dict[str, str]:
-        if isinstance(keys, str):
-            raise InvalidKeyError("keys is a collection of keys, not one text")
-        return {key: self._full(key) for key in keys}
-
-    def _tags(self, tags: Iterable[str], terms: Terms) -> tuple[str, ...]:
-        if tags == () == terms.tags:
-            return ()
-        if isinstance(tags, str):
-            raise ConfigError(f"tags is a collection of names, not one text: write tags=[{tags!r}]")
-        return tuple(self._prefix + check_key(tag) for tag in dict.fromkeys((*terms.tags, *tags)))
-
-    def _terms(self, core: Dispatcher, ttl: Ttl | EllipsisType, policy: Policy | None, options: PolicyOptions) -> Terms:
-        """The terms of one call; its tags are whole names."""
-        terms = core.terms
-        if policy is not None or ttl is not ... or options:
-            base = core.policy if policy is None else policy
-            if ttl is not ...:
-                base = base.but(ttl=ttl, **options)
-            elif options:
-                base = base.but(**options)
-            terms = Terms.of(base)
-        return terms.tagged(self._tags((), terms)) if terms.tags else terms
-
-
-def _escaped(namespace: str) -> str:
-    return namespace.replace("%", "%25").replace(":", "%3A")
-
-
-def _clock_of(store: Any) -> Clock | None:
-    return None if isinstance(store, str) else getattr(store, "clock", None)
-
-
-def _opened(store: Any, clock: Clock, codec: Any, owned: list[Any]) -> Any:
-    if not isinstance(store, str):
-        return store
-    opened = open_store(store, clock=clock, codec=codec)
-    owned.append(opened)
-    return opened

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypedDict
 
 from asynccache.duration import Duration, seconds
 from asynccache.errors import ConfigError
 
-__all__ = ["Policy", "Terms", "Ttl"]
+__all__ = ["Policy", "PolicyOptions", "Terms", "Ttl"]
 
 Ttl: TypeAlias = Duration | Callable[[Any], Duration | None] | None
 """How long a value is fresh: a duration, ``None`` for ever, or a function of the value that returns either."""
@@ -98,6 +98,23 @@ class Policy:
             return replace(self, **options)
         except TypeError as error:
             raise ConfigError(str(error)) from error
+
+
+class PolicyOptions(TypedDict, total=False):
+    """The options of a `Policy` that a call may override, beside the ttl."""
+
+    grace: Duration | None
+    grace_throttle: Duration
+    refresh_ahead: float | None
+    jitter: float
+    soft_timeout: Duration | None
+    hard_timeout: Duration | None
+    background_timeout: Duration
+    sliding: bool
+    negative_ttl: Duration | None
+    cache_if: Callable[[Any], bool] | None
+    lock: Literal["shared", "local", "none"]
+    tags: Iterable[str]
 
 
 @dataclass(slots=True)
