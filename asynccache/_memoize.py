@@ -95,7 +95,7 @@ class Memoized(Generic[P, R]):
         try:
             full = None if kwargs else self._remembered.get(args)
             if full is not None and not (
-                args[0].__class__ in _EXACT if len(args) == 1 else _EXACT.issuperset(map(type, args))
+                type(args[0]) in _EXACT if len(args) == 1 else _EXACT.issuperset(map(type, args))
             ):
                 full = None
         except TypeError:  # an argument that cannot be looked up by

@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeVar, Unpack, overload
 from asynccache._arguments import own_terms, whole_key
 from asynccache._dispatcher import Dispatcher
 from asynccache.entry import MISSING
+from asynccache.keys import check_key
 from asynccache.load import Load
 from asynccache.policy import Policy, PolicyOptions, Ttl
 from asynccache.telemetry import provider_module
@@ -95,7 +96,22 @@ def bind_get(core: Dispatcher, prefix: str) -> Get:
 
     async def get(key: str, default: Any = None) -> Any:
         try:
-            full = prefix + key if prefix else key
+            value = core.find(key, MISSING)
+            if value is not MISSING:
+                until = until_of(key)
+                if (until is None or now() < until) and (
+                    provider_module._TRACER_PROVIDER is None or not core.tracing.wanted()
+                ):
+                    touch(key)
+                    counters.hits += 1
+                    return value
+        except (TypeError, KeyError):
+            pass  # not a key at all, or an entry that another thread has just removed
+        return await core.here().get(check_key(key), default)
+
+    async def get_in_namespace(key: str, default: Any = None) -> Any:
+        try:
+            full = prefix + key
             value = core.find(full, MISSING)
             if value is not MISSING:
                 until = until_of(full)
@@ -106,11 +122,12 @@ def bind_get(core: Dispatcher, prefix: str) -> Get:
                     counters.hits += 1
                     return value
         except (TypeError, KeyError):
-            pass  # not a key at all, or an entry that another thread has just removed
-        return await core.here().get(whole_key(prefix, key), default)
+            pass  # as above
+        return await core.here().get(prefix + check_key(key), default)
 
-    get.__qualname__, get.__doc__ = "Cache.get", Get.__call__.__doc__
-    return get
+    bound = get_in_namespace if prefix else get
+    bound.__qualname__, bound.__doc__ = "Cache.get", Get.__call__.__doc__
+    return bound
 
 
 def bind_get_or_set(core: Dispatcher, prefix: str) -> GetOrSet:
