@@ -51,3 +51,8 @@ class Life:
         if self.tags or self.sliding is not None:
             return -math.inf
         return min(self.fresh_until, self.refresh_at)
+
+    def until(self, end: float) -> "Life":
+        """This life, but without grace and over at ``end`` at the latest: that of a copy."""
+        end = min(self.fresh_until, end)
+        return Life(self.created_at, end, end, tags=self.tags, stamp=self.stamp, versions=self.versions)

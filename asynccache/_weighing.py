@@ -2,12 +2,30 @@
 
 import itertools
 import sys
-from collections.abc import Iterator
-from typing import Any, Final
+from collections.abc import Callable, Iterator
+from typing import Any, Final, TypeAlias
 
-__all__ = ["estimated_bytes"]
+__all__ = ["Weigher", "estimated_bytes", "weighed"]
+
+Weigher: TypeAlias = Callable[[str, Any], int]
+"""The size in bytes that an entry counts for: a function of key and value."""
 
 _SAMPLE: Final = 16
+
+
+def weighed(weigher: Weigher, key: str, value: Any) -> int:
+    """What the weigher says.
+
+    Raises:
+        TypeError: That is not a whole number.
+        ValueError: It is negative.
+    """
+    weight: object = weigher(key, value)
+    if not isinstance(weight, int):
+        raise TypeError(f"a weigher gives a whole number of bytes, not {type(weight).__name__}")
+    if weight < 0:
+        raise ValueError(f"a weigher gives at least 0 bytes, not {weight}")
+    return weight
 
 
 def estimated_bytes(key: str, value: Any) -> int:

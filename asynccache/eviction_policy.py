@@ -29,6 +29,12 @@ class EvictionPolicy(Protocol):
         """
         ...
 
+    @property
+    def insert_sets_values(self) -> bool:
+        """Whether ``insert`` is nothing but ``values[key] = value``: then the store may do that and spare the call,
+        70 ns of a microsecond."""
+        ...
+
     def insert(self, key: str, value: object, weight: int) -> None:
         """Take in a key that is not in ``values``."""
         ...

@@ -220,7 +220,8 @@ def audit(policy: S3FIFO, weighed: dict[str, int] | None = None) -> None:
     """Every living key has one living slot, behind its dead ones; sums are right; nothing of the dead piles up."""
     places: Counter[str] = Counter()
     for queue in (policy._small, policy._main):
-        struck = dict(queue.struck)
+        struck = {key: count for table in queue.struck for key, count in table.items()}
+        assert queue.dead == sum(struck.values())
         assert all(count > 0 for count in struck.values())
         for key in itertools.chain(queue.older, queue.newer):
             if struck.get(key, 0):
@@ -263,6 +264,23 @@ def test_a_mapping_of_values_is_for_ever(make: Make) -> None:
     policy.insert("b", None, 1)
     touch("b")
     assert values == {"b": None}
+
+
+def test_a_value_set_is_a_key_inserted() -> None:
+    """In an LRU, which says so, a key set in ``values`` leaves when one that was inserted would."""
+    policy, other = LRU(), LRU()
+    assert policy.insert_sets_values
+    assert not S3FIFO().insert_sets_values
+    for number in range(6):
+        policy.values[str(number)] = number
+        other.insert(str(number), number, 1)
+    for one in (policy, other):
+        one.touch("0")
+    while other.values:
+        assert policy.victim() == other.victim()
+        policy.evict(policy.victim())
+        other.evict(other.victim())
+    assert policy.values == {}
 
 
 @every_policy

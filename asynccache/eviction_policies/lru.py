@@ -10,7 +10,7 @@ Cost
 
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, final
+from typing import Any, Final, final
 
 __all__ = ["LRU"]
 
@@ -25,6 +25,8 @@ class LRU:
     """
 
     __slots__ = ("touch", "values")
+
+    insert_sets_values: Final = True
 
     def __init__(self, max_entries: int | None = None, max_weight: int | None = None) -> None:
         self.values: OrderedDict[str, Any] = OrderedDict()

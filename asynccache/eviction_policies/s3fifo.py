@@ -37,6 +37,7 @@ _AGE_MASK: Final = (1 << _AGE_BITS) - 1
 _MOST_TURNS: Final = 128
 _SWEPT: Final = 4  # slots that each strike sweeps
 _MARKS_TO_SPARE: Final = 64
+_TABLES: Final = 64
 
 
 @final
@@ -65,6 +66,8 @@ class S3FIFO:
         "touch",
         "values",
     )
+
+    insert_sets_values: Final = False
 
     def __init__(self, max_entries: int | None = None, max_weight: int | None = None) -> None:
         self.values: dict[str, Any] = {}
@@ -203,15 +206,18 @@ class _Queue:
     Attributes:
         older: The first part of the queue, swept.
         newer: The rest; keys are added at its end.
-        struck: The number of dead slots by key.
+        dead: The number of dead slots.
+        struck: The number of dead slots by key: many small tables, by hash, since one that grows past hundreds of
+            thousands of keys, as when all of a million expire, stops the world for 20 ms.
     """
 
-    __slots__ = ("newer", "older", "struck")
+    __slots__ = ("dead", "newer", "older", "struck")
 
     def __init__(self) -> None:
         self.older: deque[str] = deque()
         self.newer: deque[str] = deque()
-        self.struck: dict[str, int] = {}
+        self.dead = 0
+        self.struck: list[dict[str, int]] = [{} for _ in range(_TABLES)]
 
     def __len__(self) -> int:
         """The number of slots, dead ones included."""
@@ -222,7 +228,7 @@ class _Queue:
         while True:
             part = self.older or self.newer
             key = part[0]
-            if not self.struck or not self._buried(key):
+            if not self.dead or not self._buried(key):
                 return key
             part.popleft()
 
@@ -236,10 +242,12 @@ class _Queue:
         if part[0] == key:
             part.popleft()
             return
-        self.struck[key] = self.struck.get(key, 0) + 1
+        table = self.struck[hash(key) % _TABLES]
+        table[key] = table.get(key, 0) + 1
+        self.dead += 1
         for _ in range(min(_SWEPT, len(self.newer))):
             moved = self.newer.popleft()
-            if moved not in self.struck or not self._buried(moved):
+            if not self._buried(moved):
                 self.older.append(moved)
         if not self.newer:  # swept to the end; now, before a new key comes and makes it look unfinished for ever
             self.older, self.newer = self.newer, self.older
@@ -248,15 +256,19 @@ class _Queue:
         """Empty the queue."""
         self.older.clear()
         self.newer.clear()
-        self.struck.clear()
+        self.dead = 0
+        for table in self.struck:
+            table.clear()
 
     def _buried(self, key: str) -> bool:
         """Whether the key's first slot is dead; if so, it counts no longer."""
-        dead = self.struck.get(key)
+        table = self.struck[hash(key) % _TABLES]
+        dead = table.get(key)
         if dead is None:
             return False
+        self.dead -= 1
         if dead == 1:
-            del self.struck[key]
+            del table[key]
         else:
-            self.struck[key] = dead - 1
+            table[key] = dead - 1
         return True
