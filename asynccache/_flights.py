@@ -10,7 +10,7 @@ its cancellation.
 
 import asyncio
 from collections.abc import Callable, Collection, Coroutine
-from contextvars import Context
+from contextvars import copy_context
 from typing import Any, Final, final
 
 from asynccache._background import Background
@@ -97,15 +97,18 @@ class Flights:
         if self._closed:
             raise CacheClosed("the cache is closed")
 
-    def depart(self, flight: Flight, terms: Terms, work: Coroutine[Any, Any, None], context: Context) -> None:
-        """Put the flight into the table and start its work, which lands it."""
-        if terms.lock == "none" and flight.reason == "miss":
-            self._loners.setdefault(flight.key, []).append(flight)
-        else:
-            self.table[flight.key] = flight
+    def enter(self, flight: Flight, terms: Terms) -> bool:
+        """Put the flight into the table; ``False`` when a flight from another thread was there a moment earlier."""
         if terms.tags:
             flight.tags = terms.tags
-        flight.task = self.background.launch(work, context, flight.loop)
+        if terms.lock == "none" and flight.reason != "background":
+            self._loners.setdefault(flight.key, []).append(flight)
+            return True
+        return self.table.setdefault(flight.key, flight) is flight
+
+    def depart(self, flight: Flight, work: Coroutine[Any, Any, None]) -> None:
+        """Start the work of a flight, which lands it, in a copy of the caller's context."""
+        flight.task = self.background.launch(work, copy_context(), flight.loop)
 
     @property
     def full(self) -> bool:

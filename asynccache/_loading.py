@@ -12,7 +12,7 @@ import asyncio
 import inspect
 import os
 import weakref
-from contextvars import Context, copy_context
+from contextvars import Context
 from types import CoroutineType
 from typing import Any, Final, final
 
@@ -127,12 +127,14 @@ class Loader:
             if flight is None:
                 flights.check_open()
                 flight = Flight(key, reason, loop, now, self._seats.tags.latest, found)
+                if not flights.enter(flight, terms):
+                    continue
                 if mine is None:
-                    flights.depart(flight, terms, self._fly(flight, prefix, factory, terms), copy_context())
+                    flights.depart(flight, self._fly(flight, prefix, factory, terms))
                 else:
-                    mine.start_waiting(flight)
+                    mine.start_waiting(flight)  # its first steps are taken here and now where tasks are eager
                     try:
-                        flights.depart(flight, terms, self._fly(flight, prefix, factory, terms), copy_context())
+                        flights.depart(flight, self._fly(flight, prefix, factory, terms))
                     finally:
                         mine.stop_waiting(flight)
             elif mine is not None:
@@ -164,8 +166,9 @@ class Loader:
         if self.flights.full:
             return
         flight = Flight(key, "background", asyncio.get_running_loop(), now, self._seats.tags.latest, found)
-        self.flights.detach(flight, terms)
-        self.flights.depart(flight, terms, self._fly(flight, prefix, factory, terms), copy_context())
+        if self.flights.enter(flight, terms):
+            self.flights.detach(flight, terms)
+            self.flights.depart(flight, self._fly(flight, prefix, factory, terms))
 
     # Flying
 
