@@ -46,6 +46,7 @@ class Dispatcher:
         touch: Counts the hit for the eviction policy.
         now: Monotonic seconds.
         counters: The plain integers behind the statistics.
+        plain: Whether a write of which a ttl says all needs no more than `put`.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class Dispatcher:
             self.until = local.deadlines.get
             self.touch = local.eviction_policy.touch
         self.find = local.values.get if short and local is not None else _NOTHING.get
+        self.plain = short and self.remote is None and self.terms.ordinary
 
     def here(self) -> "Dispatcher":
         """This dispatcher, or what stands for it in the sandbox that the caller is in.
@@ -233,6 +235,14 @@ class Dispatcher:
         if terms.ordinary and grace is None and not tags:
             return ttl, None
         return life_of(ttl, terms.grace if grace is None else grace, tags, terms, now, self.seats.tags.latest)
+
+    def put(self, key: str, value: Any, ttl: Any) -> bool:
+        """Store a value of which a ttl says all in the local seat, the only one: what most calls of ``set`` are."""
+        flights, local = self.loader.flights, self.local
+        flights.supersede(key)
+        stored = local is not None and local.put(key, value, self.now(), self.terms.ttl if ttl is ... else ttl)
+        flights.supersede(key)  # one that another thread began meanwhile
+        return stored
 
     async def set(
         self, key: str, value: Any, ttl: Any, grace: float | None, tags: tuple[str, ...], terms: Terms, only_if: OnlyIf

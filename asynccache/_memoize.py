@@ -102,18 +102,19 @@ class Memoized(Generic[P, R]):
             full = None
         if full is None:
             full = self._full_key(args, kwargs)
+        until = core.until(full)  # before the value, as in the short way
         value: R = core.find(full, MISSING)
-        if value is not MISSING:
-            until = core.until(full)
-            if (until is None or core.now() < until) and (
-                provider_module._TRACER_PROVIDER is None or not core.tracing.wanted()
-            ):
-                try:
-                    core.touch(full)
-                except KeyError:
-                    pass  # it has just left, on another thread
-                core.counters.hits += 1
-                return value
+        if (
+            value is not MISSING
+            and (until is None or core.now() < until)
+            and (provider_module._TRACER_PROVIDER is None or not core.tracing.wanted())
+        ):
+            try:
+                core.touch(full)
+            except KeyError:
+                pass  # it has just left, on another thread
+            core.counters.hits += 1
+            return value
         function = self._function
         loaded: R = await core.here().get_or_set(
             full,

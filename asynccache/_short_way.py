@@ -3,6 +3,9 @@
 Each cache has its own two functions, made with everything bound that a hit needs (an attribute less to look up is a
 few nanoseconds of some two hundred and fifty). Only ``core.find`` changes: it looks into an empty table while there is
 a reason not to take the short way. What is not found here goes through the dispatcher.
+
+The deadline is read before the value, because the store writes a value before its deadline: a reader on another thread
+may take a fresh value for a stale one, and never a stale one for fresh.
 """
 
 from collections.abc import Callable, Coroutine
@@ -96,15 +99,16 @@ def bind_get(core: Dispatcher, prefix: str) -> Get:
 
     async def get(key: str, default: Any = None) -> Any:
         try:
+            until = until_of(key)
             value = core.find(key, MISSING)
-            if value is not MISSING:
-                until = until_of(key)
-                if (until is None or now() < until) and (
-                    provider_module._TRACER_PROVIDER is None or not core.tracing.wanted()
-                ):
-                    touch(key)
-                    counters.hits += 1
-                    return value
+            if (
+                value is not MISSING
+                and (until is None or now() < until)
+                and (provider_module._TRACER_PROVIDER is None or not core.tracing.wanted())
+            ):
+                touch(key)
+                counters.hits += 1
+                return value
         except (TypeError, KeyError):
             pass  # not a key at all, or an entry that another thread has just removed
         return await core.here().get(check_key(key), default)
@@ -112,15 +116,16 @@ def bind_get(core: Dispatcher, prefix: str) -> Get:
     async def get_in_namespace(key: str, default: Any = None) -> Any:
         try:
             full = prefix + key
+            until = until_of(full)
             value = core.find(full, MISSING)
-            if value is not MISSING:
-                until = until_of(full)
-                if (until is None or now() < until) and (
-                    provider_module._TRACER_PROVIDER is None or not core.tracing.wanted()
-                ):
-                    touch(full)
-                    counters.hits += 1
-                    return value
+            if (
+                value is not MISSING
+                and (until is None or now() < until)
+                and (provider_module._TRACER_PROVIDER is None or not core.tracing.wanted())
+            ):
+                touch(full)
+                counters.hits += 1
+                return value
         except (TypeError, KeyError):
             pass  # as above
         return await core.here().get(prefix + check_key(key), default)
@@ -144,15 +149,16 @@ def bind_get_or_set(core: Dispatcher, prefix: str) -> GetOrSet:
     ) -> Any:
         try:
             full = prefix + key if prefix else key
+            until = until_of(full)
             value = core.find(full, MISSING)
-            if value is not MISSING:
-                until = until_of(full)
-                if (until is None or now() < until) and (
-                    provider_module._TRACER_PROVIDER is None or not core.tracing.wanted()
-                ):
-                    touch(full)
-                    counters.hits += 1
-                    return value
+            if (
+                value is not MISSING
+                and (until is None or now() < until)
+                and (provider_module._TRACER_PROVIDER is None or not core.tracing.wanted())
+            ):
+                touch(full)
+                counters.hits += 1
+                return value
         except (TypeError, KeyError):
             pass  # as in get
         if not callable(factory):

@@ -178,6 +178,8 @@ class Cache:
         """
         core = self._core.here()
         full = whole_key(self._prefix, key)
+        if core.plain and only_if is None and grace is None and tags == () and not core.tracing.wanted():
+            return core.put(full, value, seconds_or_left_out(ttl))
         if only_if not in (None, "absent", "present"):
             raise ConfigError(f'only_if is "absent", "present" or None, not {only_if!r}')
         given = seconds_or_left_out(ttl)
@@ -206,16 +208,10 @@ class Cache:
     ) -> bool:
         """Store all values: one round trip; whether the store took them."""
         core = self._core.here()
-        fulls = whole_keys(self._prefix, values)
-        given = seconds_or_left_out(ttl)
-        spare = optional_seconds(grace, "grace")
-        return await core.set_many(
-            {full: values[key] for key, full in fulls.items()},
-            given,
-            spare,
-            tag_names(self._prefix, tags, core.terms),
-            core.terms,
-        )
+        whole = {full: values[key] for key, full in whole_keys(self._prefix, values).items()}
+        names = tag_names(self._prefix, tags, core.terms)
+        given, spare = seconds_or_left_out(ttl), optional_seconds(grace, "grace")
+        return await core.set_many(whole, given, spare, names, core.terms)
 
     async def delete(self, key: str) -> bool:
         """Remove the key; whether it had a fresh value. A load under way does not bring it back."""
