@@ -100,6 +100,7 @@ class S3FIFO:
     def replace(self, key: str, value: object, weight: int) -> None:
         self.values[key] = value
         self._visited.add(key)
+        self._newest = key
         if self._weights is not None:
             more = weight - self._weights[key]
             self._weights[key] = weight
@@ -115,13 +116,18 @@ class S3FIFO:
         self._forget_late_uses()
 
     def victim(self) -> str:
-        visited = self._visited
-        newest = self._newest if len(self.values) > 1 else None
+        visited, small_keys = self._visited, self._small_keys
+        newest = self._newest if len(self.values) > 1 and self._newest in self.values else None
         turns = 0
         while True:
-            new = len(self._small_keys)
+            new = len(small_keys)  # in small; those in main are proven; the newest, which has to stay, is neither
             proven = len(self.values) - new
-            from_small = not proven or (new > 1 and (proven == 1 or self._small_weight * _SMALL >= self._weight))
+            if newest is not None:
+                if newest in small_keys:
+                    new -= 1
+                else:
+                    proven -= 1
+            from_small = new and (not proven or self._small_weight * _SMALL >= self._weight)
             queue = self._small if from_small else self._main
             key = queue.first()
             if key not in visited and key != newest:
@@ -133,7 +139,7 @@ class S3FIFO:
             queue.drop_first()
             self._main.newer.append(key)
             if from_small:
-                self._small_keys.remove(key)
+                small_keys.remove(key)
                 self._small_weight -= 1 if self._weights is None else self._weights[key]
 
     def evict(self, key: str) -> None:
