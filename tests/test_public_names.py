@@ -16,8 +16,8 @@ NAMES: Final = {
     asynccache: [
         "Backend", "BackendError", "BackendTimeout", "BackendUnavailable", "Cache", "CacheClosed", "CacheError",
         "Clock", "CodecError", "ConfigError", "DecodeError", "Duration", "EncodeError", "Entry", "EvictionPolicy",
-        "Ignore", "InvalidKeyError", "Lease", "Leases", "Load", "LoadCancelled", "LoadError", "LoadTimeout", "LockTimeout",
-        "MISSING", "MemoryBackend", "NotSupported", "Policy", "RecursiveLoad", "Stats", "Telemetry",
+        "Ignore", "InvalidKeyError", "Lease", "Leases", "Load", "LoadCancelled", "LoadError", "LoadTimeout",
+        "LockTimeout", "MISSING", "MemoryBackend", "NotSupported", "Policy", "RecursiveLoad", "Stats", "Telemetry",
     ],
     asynccache.testing: ["Sandbox", "TravellingClock", "sandbox"],
     asynccache.eviction_policies: ["EVICTION_POLICIES", "LRU", "S3FIFO"],
