@@ -45,11 +45,11 @@ class Removals:
 
     def tell(self) -> None:
         """Give the notices to the listener, each once, whichever threads tell at the same time."""
-        while self._waiting:
+        while True:
             try:
                 removal = self._waiting.popleft()
             except IndexError:
-                return  # another thread took the last one
+                return
             try:
                 self.listener(removal)
             except Exception:

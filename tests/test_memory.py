@@ -164,7 +164,13 @@ class StoreMachine(RuleBasedStateMachine):
         if self.heaviest is not None:
             self.write(key, weight, 0, 0, lambda value: self.store.put(key, value, self.now, None))
 
-    @rule(key=names, span=spans, grace=st.sampled_from([0.0, 5.0, math.inf]), tags=st.booleans(), weight=weights)
+    @rule(
+        key=names,
+        span=spans | st.just(math.inf),
+        grace=st.sampled_from([0.0, 5.0, math.inf]),
+        tags=st.booleans(),
+        weight=weights,
+    )
     def put_life(self, key: str, span: float, grace: float, tags: bool, weight: int) -> None:
         life = Life(self.now, self.now + span, self.now + span + grace, tags=("tag",) if tags else ())
 
@@ -522,6 +528,9 @@ def test_references_do_not_pile_up(churn: str, policy: str) -> None:
     clock.travel(6_000)
     assert len(store) == 0
     assert store._wheel.references == 0
+    store.put("key", 1, clock.monotonic(), 1.0)
+    store.clear()
+    assert store._wheel.references == len(store) == 0
 
 
 def test_the_same_deadlines_anew_need_no_references() -> None:
