@@ -68,9 +68,6 @@ DOORS: Final[Mapping[str, Mapping[str, str]]] = {
 """What is done in one place only: where, and the reason."""
 
 LONGEST: Final = 450
-LONGER: Final[Mapping[str, tuple[int, str]]] = {
-    "cache": (480, "the public face is one class, and most of its lines are docstrings"),
-}
 
 _VAGUE: Final = re.compile(r"_*(utils?|utilities|helpers?|commons?|misc|base|bases|managers?|tools|stuff|core|lib)")
 _CLOCK_READS: Final = frozenset(
@@ -294,11 +291,9 @@ def test_cancellation_is_never_swallowed_by_a_list() -> None:
 
 
 def test_modules_are_short() -> None:
-    """No module is longer than a reader's patience; an exception is on the list, and leaves it when it is none."""
+    """No module is longer than a reader's patience."""
     lengths = {module: len(path.read_text(encoding="utf-8").splitlines()) for module, path in modules().items()}
-    limits = {module: LONGER.get(module, (LONGEST, ""))[0] for module in modules()}
-    assert {module: length for module, length in lengths.items() if length > limits[module]} == {}
-    assert [module for module in LONGER if lengths[module] <= LONGEST] == []
+    assert {module: length for module, length in lengths.items() if length > LONGEST} == {}
 
 
 def test_names_say_what_is_inside() -> None:
