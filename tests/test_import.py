@@ -43,7 +43,8 @@ HEAVY: Final = {
 
 def reports_on(package: str, bytecode: Path) -> list[dict[str, Any]]:
     """What several fresh interpreters report; the first one, which compiles, is left out."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "COVERAGE"))}
+    kept = (name for name in os.environ if name == "PYTHONPATH" or not name.startswith(("PYTHON", "COVERAGE")))
+    environment = {name: os.environ[name] for name in kept}
     environment["PYTHONPYCACHEPREFIX"] = str(bytecode)  # so that there is some, as of an installed package
     command = [sys.executable, "-c", _REPORT.replace("{package}", package)]
     found = []
