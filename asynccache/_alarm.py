@@ -59,6 +59,7 @@ class Alarms:
         try:
             self._clock.call_later(max(at - now, 0.0), alarm)
         except RuntimeError:
+            self.lost = True  # until somebody comes with a loop
             return False
         self.at, self.lost = at, False
         pending.append(weakref.ref(alarm, self._lose))

@@ -1,10 +1,11 @@
 """The times and tags of an entry of the local seat."""
 
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import final
 
-__all__ = ["Life"]
+__all__ = ["Life", "commonest_ttl"]
 
 
 @final
@@ -56,3 +57,24 @@ class Life:
         """This life, but without grace and over at ``end`` at the latest: that of a copy."""
         end = min(self.fresh_until, end)
         return Life(self.created_at, end, end, tags=self.tags, stamp=self.stamp, versions=self.versions)
+
+
+def commonest_ttl(usual: float, others: dict[str, float], ordinary: Iterable[str]) -> float:
+    """The ttl that most entries have.
+
+    A store remembers no ttl for those that have the usual one. This brings its table up to date when another has
+    become the usual one.
+
+    Args:
+        usual: The ttl of those that are not in ``others``.
+        others: The ttls of the rest; changed in place.
+        ordinary: The keys of all entries that have a ttl and nothing more.
+    """
+    common, count = Counter(others.values()).most_common(1)[0]
+    plain = [key for key in ordinary if key not in others]
+    if count <= len(plain):
+        return usual
+    for key in [key for key, ttl in others.items() if ttl == common]:
+        del others[key]
+    others.update(dict.fromkeys(plain, usual))
+    return common

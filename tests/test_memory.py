@@ -380,6 +380,40 @@ def test_when_an_entry_was_made_is_remembered() -> None:
             assert found[1].created_at == pytest.approx(clock.monotonic())
 
 
+def test_the_usual_ttl_costs_nothing_to_remember() -> None:
+    """Whatever the first ttl was, that of most entries is not kept for each, and all moments of storing stay known."""
+    clock = TravellingClock()
+    store = MemoryBackend(clock=clock)
+    made = {}
+    for number in range(9_000):
+        key = f"key:{number}"
+        ttl = 5_000.0 if number < 100 else 7_000.0 if number % 50 == 0 else 6_000.0
+        clock.travel(0.1)
+        now = made[key] = clock.monotonic()
+        if number % 100 == 7:
+            store.put(key, number, now, None, Life(now, now + ttl, now + ttl, tags=("tag",)))
+        else:
+            store.put(key, number, now, ttl)
+        if number in (50, 400, 8_999):
+            for each, moment in made.items():
+                found = store.look(each, now)
+                assert found is not None
+                assert found[1].created_at == pytest.approx(moment)
+    assert store._usual_ttl == 6_000.0
+    assert len(store._other_ttls) < 300
+
+
+def test_a_ttl_stays_the_usual_one_while_most_have_it() -> None:
+    """Hundreds of entries with ttls of their own, each another, do not change what is usual."""
+    store = MemoryBackend(clock=TravellingClock())
+    for number in range(200):
+        store.put(f"key:{number}", number, 0.0, 600.0)
+    for number in range(500):
+        store.put(f"other:{number}", number, 0.0, 60.0 + number)
+    assert store._usual_ttl == 600.0
+    assert len(store._other_ttls) == 500
+
+
 @every_policy
 def test_a_late_use_harms_nobody(policy: str) -> None:
     """A use of a key that is gone is nothing."""
@@ -598,6 +632,7 @@ def test_an_alarm_lost_with_its_loop_is_set_again(in_loops: tuple[MemoryBackend,
     store, clock = in_loops
     run(lambda: [store.put(f"key:{number}", number, clock.now, 60.0) for number in range(100)])
     clock.travel(10.0)
+    assert len(store) == 100  # asked where there is no loop to set an alarm on
 
     def again() -> None:
         assert clock.living == 0

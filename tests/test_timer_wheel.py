@@ -370,6 +370,20 @@ def test_a_bucket_that_is_walked_fires_whole() -> None:
     assert store.compact(4)
 
 
+def test_a_bucket_that_fired_before_its_walk_is_passed_by() -> None:
+    """A round goes on where the bucket that it comes to has fired since it began."""
+    store = Store()
+    store.put("first", 1.0)
+    store.put("second", 2.0)
+    store.put("third", 3.0)
+    assert not store.compact(1)
+    store.advance(2.5)
+    assert store.expired == ["first", "second"]
+    assert not store.compact(1)
+    assert store.compact(1)
+    assert store.wheel.references == 1
+
+
 def test_what_is_scheduled_in_a_walked_bucket_stays() -> None:
     """A reference added during a round to a bucket behind, under or before the walk is kept."""
     store = Store()
