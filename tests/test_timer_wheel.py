@@ -344,11 +344,11 @@ def test_a_key_put_anew_while_its_reference_fires_is_not_lost() -> None:
     """A key whose kept reference fired during the round, and which then came back, keeps its new reference."""
     store = Store()
     store.put("key", 1.0)
-    store.put("later", 50.0)
+    store.put("later", 60.0)
     assert not store.compact(1)  # the reference of "key" is seen and kept
     del store.deadlines["key"]
     store.advance(2.0)  # it fires for nothing
-    store.put("key", 60.0)
+    store.put("key", 58.0)  # to the bucket of "later", which the walk comes to
     while not store.compact(1):
         pass
     store.advance(100.0)
@@ -412,6 +412,16 @@ def test_the_open_bucket_is_never_too_coarse() -> None:
         tick = wheel.closes if wheel.add.__self__[-1] == key else math.inf
         assert tick <= store.now + ttl + ttl / 32 + TICK
     assert quick > 1_000
+
+
+def test_a_bucket_closes_when_it_is_too_near() -> None:
+    """A bucket as wide as suits a day is no longer open to a deadline within it that is a minute away."""
+    store = Store()
+    store.put("day", 86_400.0)
+    store.now = store.wheel.opens - 50.0
+    store.put("minute", 60.0)
+    store.advance(store.now + 60.0 * 33 / 32 + TICK)
+    assert store.expired == ["minute"]
 
 
 @pytest.mark.parametrize("ttl", [0.5, 3.9, 4.0, 10.0, 511.9, 512.0, 600.0, 86_400.0])
