@@ -488,6 +488,29 @@ def test_a_key_reinserted_does_not_take_its_old_place() -> None:
     assert order == ["a", "d", "e", "c", "b"]
 
 
+def test_the_newest_key_is_not_proven_for_being_alone() -> None:
+    """A new key that is the only one in the small queue stays there while a victim is looked for."""
+    policy = S3FIFO(1)
+    policy.insert("a", 1, 1)
+    policy.touch("a")
+    policy.insert("b", 1, 1)
+    assert policy.victim() == "a"
+    assert policy._small_keys == {"b"}
+
+
+def test_a_heavier_value_is_not_evicted_for_its_own_sake() -> None:
+    """A key that was given a heavier value stays, and another makes room; so does the only proven one when it is new."""
+    policy = S3FIFO(None, 10)
+    policy.insert("other", 1, 3)
+    policy.insert("grown", 1, 1)
+    policy.replace("grown", 2, 9)
+    assert policy.victim() == "other"
+    policy = S3FIFO(None, 30)
+    policy.insert("old", 1, 1)
+    policy.insert("new", 1, 30)
+    assert policy.victim() == "old"
+
+
 def test_a_use_of_a_former_self_does_not_count() -> None:
     """A late use of a removed key does not make its successor a visited one."""
     policy = S3FIFO(1)
