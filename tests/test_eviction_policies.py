@@ -499,7 +499,7 @@ def test_the_newest_key_is_not_proven_for_being_alone() -> None:
 
 
 def test_a_heavier_value_is_not_evicted_for_its_own_sake() -> None:
-    """A key that was given a heavier value stays, and another makes room; so does the only proven one when it is new."""
+    """A key that was given a heavier value stays, and another makes room; so does a new one that is alone in main."""
     policy = S3FIFO(None, 10)
     policy.insert("other", 1, 3)
     policy.insert("grown", 1, 1)
