@@ -14,10 +14,11 @@ from contextvars import copy_context
 from typing import Any, Final, final
 
 from asynccache._background import Background
+from asynccache._copying import own_copy
 from asynccache._flight import Flight, Outcome, Status, Waiter, own_exception, wake
 from asynccache._seats import Seats
 from asynccache.clock import Clock, Timer
-from asynccache.errors import CacheClosed, LoadCancelled, LoadTimeout, RecursiveLoad
+from asynccache.errors import CacheClosed, EncodeError, LoadCancelled, LoadTimeout, RecursiveLoad
 from asynccache.policy import Terms
 from asynccache.stats import Counters
 from asynccache.telemetry import NO_SPAN, CallSpan
@@ -242,7 +243,16 @@ class Flights:
             raise LoadTimeout("the load passed its hard timeout, and there is no stale value")
         if status is Status.CANCELLED or status is Status.ABSENT:
             raise LoadCancelled("the load was cancelled before it had a value")
-        return payload
+        return payload if leading else self._own(payload)
+
+    def _own(self, value: Any) -> Any:
+        """The value for one of several callers: a copy of his own where the store keeps copies."""
+        if self._seats.local is None or not self._seats.local.copies:
+            return value
+        try:
+            return own_copy(value)
+        except EncodeError:
+            return value  # it was not stored either
 
     # Throttling
 

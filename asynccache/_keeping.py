@@ -38,9 +38,12 @@ class Keeper:
             ttl, life = self._terms_of(flight, prefix, value, terms, load, now)
             if life is not None and not self._seats.tags.valid(life.tags, flight.stamp):
                 return
-        with local.guard():  # a write on another thread comes before the look at `void`, or after the value is stored
-            if not flight.void:
-                local.put(flight.key, value, now, ttl, life)
+        try:
+            with local.guard():  # another thread's write comes before the look at `void`, or after the value is stored
+                if not flight.void:
+                    local.put(flight.key, value, now, ttl, life)
+        except EncodeError as error:
+            self._seats.report("a loaded value could not be stored", error)
 
     async def keep_remote(
         self, flight: Flight, prefix: str, value: Any, terms: Terms, load: Load | None, lease: Lease | None
@@ -98,8 +101,15 @@ class Keeper:
             if seats.tags.valid(life.tags, first.stamp):
                 values[full], lives[full] = value, life
                 self._flights.unthrottle(full)
-        if values:
-            await seats.keep_many(values, now, lives)
+        try:
+            if values:
+                await seats.keep_many(values, now, lives)
+        except EncodeError:
+            for key, value in values.items():  # one of them: the others can be stored
+                try:
+                    await seats.keep_many({key: value}, now, lives)
+                except EncodeError as error:
+                    seats.report("a loaded value could not be stored", error)
 
     def _terms_of(
         self, flight: Flight, prefix: str, value: Any, terms: Terms, load: Load | None, now: float

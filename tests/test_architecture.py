@@ -27,7 +27,7 @@ FLOORS: Final[Sequence[tuple[str, Sequence[str]]]] = (
         "the pieces",
         (
             "keys", "telemetry", "eviction_policies", "eviction_policies.lru", "eviction_policies.s3fifo",
-            "_alarm", "_background", "_canonical", "_detours", "_flight", "_glob", "_key_template", "_life",
+            "_alarm", "_background", "_canonical", "_copying", "_detours", "_flight", "_glob", "_key_template", "_life",
             "_options", "_removal", "_timer_wheel", "_weighing",
         ),
     ),
@@ -59,6 +59,7 @@ DOORS: Final[Mapping[str, Mapping[str, str]]] = {
     },
     "failures": {
         "_seats:Seats.attempt": "the failure policy",
+        "_copying:own_copy": "a class decides by itself how it is copied, and may raise anything",
         "_flight:own_exception": "an exception that cannot be copied is shared",
         "_removal:Removals.tell": "a listener harms nobody",
         "_loading:Loader._fly": "what a factory raises is handed to those who wait",

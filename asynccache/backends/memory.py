@@ -12,7 +12,6 @@ Reading is ``values[key]``, ``deadlines.get(key)``, a comparison, ``policy.touch
 once and calls nothing else on a hit. Writing takes a lock, because loops of several threads may share a store.
 """
 
-import copy
 import math
 import sys
 import threading
@@ -20,6 +19,7 @@ from collections.abc import Callable
 from typing import Any, Final, final
 
 from asynccache._alarm import OVERDUE_SECONDS, Alarm, Alarms
+from asynccache._copying import own_copy
 from asynccache._life import Life, commonest_ttl
 from asynccache._options import Options
 from asynccache._removal import Cause, Removal, Removals
@@ -149,7 +149,7 @@ class MemoryBackend:
         if gone:
             self._tell()
             return None
-        return (copy.deepcopy(value) if self.copies else value), life
+        return (own_copy(value) if self.copies else value), life
 
     def used(self, key: str) -> None:
         """Count a use of the key for the eviction policy."""
@@ -177,10 +177,11 @@ class MemoryBackend:
             life: All there is to say about it, when that is more than a ttl.
 
         Raises:
+            EncodeError: It has to be copied and cannot be; nothing has changed.
             TypeError, ValueError: The weigher gave no whole number, or a negative one; nothing has changed.
         """
         if self.copies:
-            value = copy.deepcopy(value)
+            value = own_copy(value)
         if self.max_ttl is not None:
             if life is not None:
                 life = life.until(now + self.max_ttl)
