@@ -12,6 +12,7 @@ The floors, top to bottom; nothing imports anything above it:
 from asynccache.backend import Backend, Lease, Leases
 from asynccache.backends.memory import MemoryBackend
 from asynccache.cache import Cache
+from asynccache.caches import Caches
 from asynccache.clock import Clock
 from asynccache.duration import Duration
 from asynccache.entry import MISSING, Entry
@@ -49,6 +50,7 @@ __all__ = [
     "Cache",
     "CacheClosed",
     "CacheError",
+    "Caches",
     "Clock",
     "CodecError",
     "ConfigError",

@@ -65,11 +65,23 @@ class Options:
             raise self._wrong(name, given, "true or false")
         return given.lower() in _TRUE
 
+    def number(self, name: str) -> float | None:
+        """A number, or ``None`` when it is left out."""
+        given = self.text(name, default=None)
+        if given is None:
+            return None
+        try:
+            return float(given)
+        except ValueError:
+            raise self._wrong(name, given, "a number") from None
+
     def duration(self, name: str, *, default: float | None) -> float | None:
-        """A duration in seconds."""
+        """A duration in seconds; ``none`` stands for ``None``."""
         given = self.text(name, default=None)
         if given is None:
             return default
+        if given.strip().lower() == "none":
+            return None
         try:
             return seconds(float(given) if given.replace(".", "", 1).isdigit() else given, name=name)
         except ValueError as error:

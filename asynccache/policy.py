@@ -73,6 +73,12 @@ class Policy:
         for name in ("grace_throttle", "background_timeout"):
             if getattr(self, name) is None:
                 raise ConfigError(f"{name} needs a duration")
+        for name in ("refresh_ahead", "jitter"):
+            given = getattr(self, name)
+            if isinstance(given, bool) or not (isinstance(given, int | float) or (given is None and name != "jitter")):
+                raise ConfigError(f"{name} is a part of the ttl, a number, not {given!r}")
+        if not isinstance(self.sliding, bool):
+            raise ConfigError(f"sliding is True or False, not {self.sliding!r}")
         if self.refresh_ahead is not None and not 0 < self.refresh_ahead < 1:
             raise ConfigError(f"refresh_ahead is a part of the ttl between 0 and 1, not {self.refresh_ahead!r}")
         if not 0 <= self.jitter < 1:
@@ -85,7 +91,10 @@ class Policy:
             raise ConfigError(f"cache_if is a function of the value, not {self.cache_if!r}")
         if isinstance(self.tags, str):
             raise ConfigError(f"tags is a collection of names, not one text: write tags=[{self.tags!r}]")
-        object.__setattr__(self, "tags", tuple(self.tags))
+        tags = tuple(self.tags)
+        if not all(isinstance(tag, str) for tag in tags):
+            raise ConfigError("tags is a collection of names, each of them a text")
+        object.__setattr__(self, "tags", tags)
 
     def but(self, **options: Any) -> "Policy":
         """A copy with other options.
