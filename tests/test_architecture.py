@@ -39,7 +39,7 @@ FLOORS: Final[Sequence[tuple[str, Sequence[str]]]] = (
             "_seats", "_short_way", "_tags", "_urls",
         ),
     ),
-    ("what users hold", ("cache",)),
+    ("what users hold", ("cache", "caches")),
     ("the public names", ("",)),
     ("what is built on them", ("testing", "testing.clock", "testing.sandboxes")),
     ("the outermost doors", ("pytest_plugin",)),

@@ -33,7 +33,6 @@ HEAVY: Final = {
     "http",
     "email",
     "xml",
-    "tomllib",
     "zoneinfo",
     "decimal",
     "pickle",

@@ -15,9 +15,9 @@ from asynccache._memoize import Memoized, MemoizedMany
 NAMES: Final = {
     asynccache: [
         "Backend", "BackendError", "BackendTimeout", "BackendUnavailable", "Cache", "CacheClosed", "CacheError",
-        "Clock", "CodecError", "ConfigError", "DecodeError", "Duration", "EncodeError", "Entry", "EvictionPolicy",
-        "Ignore", "InvalidKeyError", "Lease", "Leases", "Load", "LoadCancelled", "LoadError", "LoadTimeout",
-        "LockTimeout", "MISSING", "MemoryBackend", "NotSupported", "Policy", "RecursiveLoad", "Stats", "Telemetry",
+        "Caches", "Clock", "CodecError", "ConfigError", "DecodeError", "Duration", "EncodeError", "Entry",
+        "EvictionPolicy", "Ignore", "InvalidKeyError", "Lease", "Leases", "Load", "LoadCancelled", "LoadError",
+        "LoadTimeout", "LockTimeout", "MISSING", "MemoryBackend", "NotSupported", "Policy", "RecursiveLoad", "Stats", "Telemetry",
     ],
     asynccache.testing: ["Sandbox", "TravellingClock", "sandbox"],
     asynccache.eviction_policies: ["EVICTION_POLICIES", "LRU", "S3FIFO"],
@@ -80,6 +80,7 @@ ATTRIBUTES: Final = {
         "tags", "ttl", "ttl_given", "ttl_or",
     ],
     Entry: ["created_at", "expires_at", "fresh_until", "tags", "value"],
+    asynccache.Caches: ["aclose", "from_env", "from_mapping", "from_toml"],
     asynccache.testing.Sandbox: ["travel"],
 }  # fmt: skip
 

@@ -131,6 +131,9 @@ async def test_python_blocks_run(section: str, tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)  # what an example writes stays here
     for toml in (block for block in BLOCKS if block.section == section and block.language == "toml"):
         _file_name(toml, tmp_path).write_text(toml.text, encoding="utf-8")
+    for console in (block for block in BLOCKS if block.section == section and block.language == "console"):
+        for variable, value in re.findall(r"^\$ export (\w+)='?([^'\n]*)'?$", console.text, re.MULTILINE):
+            monkeypatch.setenv(variable, value)
     space = await run(PYTHON[section])
     for value in {id(value): value for value in space.values() if isinstance(value, asynccache.Cache)}.values():
         await value.aclose()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Annotated, Any, assert_type
 
-from asynccache import MISSING, Cache, Entry, Ignore, Load, MemoryBackend, Policy, Stats, Telemetry
+from asynccache import MISSING, Cache, Caches, Entry, Ignore, Load, MemoryBackend, Policy, Stats, Telemetry
 from asynccache.testing import Sandbox, TravellingClock, sandbox
 
 
@@ -266,6 +266,19 @@ def records(entry: Entry, policy: Policy) -> None:
     policy.jitter = 0.5  # type: ignore[misc]
     Policy(lock="nobody")  # type: ignore[arg-type]
     Policy("5m")  # type: ignore[call-arg]
+
+
+async def named_caches() -> None:
+    """Caches by name."""
+    caches = Caches.from_mapping({"sessions": {"ttl": "30m"}})
+    assert_type(caches, Caches)
+    assert_type(Caches.from_toml("caches.toml"), Caches)
+    assert_type(Caches.from_env(prefix="SHOP"), Caches)
+    assert_type(caches["sessions"], Cache)
+    assert_type(list(caches), list[str])
+    async with caches as entered:
+        assert_type(entered, Caches)
+    caches[7]  # type: ignore[index]
 
 
 def tests() -> None:
