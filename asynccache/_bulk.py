@@ -13,6 +13,8 @@ from asynccache._flight import Flight, Outcome, Status, current_flight
 from asynccache._flights import CANCELLED, Flights, Ticket
 from asynccache._keeping import Keeper
 from asynccache._seats import Found, Seats
+from asynccache.clock import stopwatch
+from asynccache.metrics import LoadTimer
 from asynccache.policy import Terms
 from asynccache.stats import Counters
 from asynccache.telemetry import Tracing
@@ -29,12 +31,15 @@ _ABSENT: Final[Outcome] = (Status.ABSENT, None)
 class BulkLoader:
     """The loads of many keys at once, of one cache."""
 
-    def __init__(self, seats: Seats, flights: Flights, keeper: Keeper, counters: Counters, tracing: Tracing) -> None:
+    def __init__(
+        self, seats: Seats, flights: Flights, keeper: Keeper, counters: Counters, tracing: Tracing, timer: LoadTimer
+    ) -> None:
         self._seats = seats
         self._flights = flights
         self._keeper = keeper
         self._counters = counters
         self._tracing = tracing
+        self._timer = timer
         self._clock = seats.clock
 
     async def get_many(
@@ -183,10 +188,11 @@ class BulkLoader:
     ) -> None:
         counters = self._counters
         counters.loads += 1
+        counters.loading += 1
         first = next(iter(wanted.values()))
         detached = first.reason == "background"
         name = "cache.refresh" if detached else "cache.load"
-        began = self._clock.monotonic()
+        began = stopwatch() if self._timer.wanted else None
         with self._tracing.load(name, first.reason, first.key, detached=detached, size=len(wanted)) as span:
             for flight in wanted.values():
                 flight.span = span.context
@@ -202,7 +208,9 @@ class BulkLoader:
                 counters.load_failures += 1
                 raise
             finally:
-                self._tracing.loaded(self._clock.monotonic() - began, first.reason)
+                counters.loading -= 1
+                if began is not None:
+                    self._timer.record(stopwatch() - began, first.reason)
             for key, flight in wanted.items():
                 if key in loaded:
                     outcomes[flight] = (Status.VALUE, loaded[key])

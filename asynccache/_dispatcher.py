@@ -6,7 +6,6 @@ local store, deep copies, an override or a sandbox somewhere in the process, the
 call comes here.
 """
 
-import math
 import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -18,15 +17,16 @@ from asynccache._glob import compile_glob
 from asynccache._keeping import as_entry, life_of
 from asynccache._life import Life
 from asynccache._loading import Loader
-from asynccache._locks import LocalLeases
+from asynccache._locks import Locks
 from asynccache._seats import Found, OnError, Seats
-from asynccache.backend import Backend, Lease, Leases, OnlyIf
+from asynccache.backend import Backend, OnlyIf
 from asynccache.backends.memory import MemoryBackend
 from asynccache.clock import Clock
 from asynccache.duration import seconds
 from asynccache.entry import MISSING, Entry
-from asynccache.errors import CacheClosed, LockTimeout
+from asynccache.errors import CacheClosed
 from asynccache.load import Factory
+from asynccache.metrics import LoadTimer, meters_of
 from asynccache.policy import Policy, Terms
 from asynccache.stats import Counters, Stats
 from asynccache.telemetry import NO_SPAN, CallSpan, Telemetry, Tracing
@@ -60,6 +60,7 @@ class Dispatcher:
         policy: Policy,
         on_error: OnError,
         telemetry: Telemetry | None,
+        metered: bool = True,
     ) -> None:
         self.name = name
         self.policy = policy
@@ -72,10 +73,18 @@ class Dispatcher:
         self.backend_name = remote.name if remote is not None else "memory"
         self.tracing = Tracing(telemetry, cache=name, backend=self.backend_name)
         self.seats = Seats(
-            local=local, remote=remote, clock=clock, counters=self.counters, on_error=on_error, name=name
+            local=local,
+            remote=remote,
+            clock=clock,
+            counters=self.counters,
+            on_error=on_error,
+            name=name,
+            hidden=self.tracing.hidden,
         )
-        self.loader = Loader(self.seats, self.counters, self.tracing)
-        self.locks = LocalLeases(clock)
+        self.labels = {"cache.name": name, "cache.backend": self.backend_name}
+        self.meters = None if telemetry is None or not metered else meters_of(telemetry.meter_provider)
+        self.loader = Loader(self.seats, self.counters, self.tracing, LoadTimer(self.meters, self.labels))
+        self.locks = Locks(self.seats)
         self.closed = False
         self._clock = clock
         self._owned = owned
@@ -86,6 +95,8 @@ class Dispatcher:
         self.touch: Callable[[str], object] = _NOTHING.get
         self.bind()
         detours.watch(self)
+        if self.meters is not None:
+            self.meters.add(self)
 
     def bind(self) -> None:
         """Open the short way for hits, or close it."""
@@ -130,6 +141,7 @@ class Dispatcher:
             policy=self.policy,
             on_error=self._on_error,
             telemetry=self._telemetry,
+            metered=False,
         )
 
     # Reading
@@ -343,7 +355,7 @@ class Dispatcher:
         return self.loader.get(key, prefix, factory, terms, NO_SPAN)
 
     async def _get_or_set(self, key: str, prefix: str, factory: Factory, terms: Terms) -> Any:
-        with self.tracing.call("cache.get_or_set", key) as span:
+        with self.tracing.call("cache.get_or_set", key, template=terms.template) as span:
             mode = "bypass" if self.disabled else overridden.get()
             if mode == "bypass":
                 span.result("bypass")
@@ -354,7 +366,7 @@ class Dispatcher:
 
     async def refresh(self, key: str, prefix: str, factory: Factory, terms: Terms) -> Any:
         """The value of a load that begins now."""
-        with self.tracing.call("cache.refresh_now", key) as span:
+        with self.tracing.call("cache.get_or_set", key, template=terms.template) as span:
             if self.disabled:
                 span.result("bypass")
                 return await self.loader.bypass(key, prefix, factory)
@@ -377,31 +389,19 @@ class Dispatcher:
         Raises:
             LockTimeout: It was not free in time.
         """
-        remote = None if self.remote is None else self.remote.leases
-        leases: Leases = self.locks if remote is None else remote
-        name = f"{key}\0\0lock"
         with self.tracing.call("cache.lock", key):
-            lease = await self._acquire(leases, name, ttl, timeout)
+            lease = await self.locks.acquire(key, ttl, timeout)
         try:
             yield
         finally:
-            if lease is not None:
-                await self.seats.attempt("lock", leases.release(lease), None)
-
-    async def _acquire(self, leases: Leases, name: str, ttl: float, timeout: float | None) -> Lease | None:
-        deadline = math.inf if timeout is None else self.now() + timeout
-        while True:
-            lease = await self.seats.attempt("lock", leases.acquire(name, ttl=ttl), _NO_LEASE)
-            if lease is _NO_LEASE:
-                return None
-            if lease is not None:
-                return lease
-            left = deadline - self.now()
-            if left <= 0:
-                raise LockTimeout("the lock was not free in time")
-            await self.seats.attempt("lock", leases.wait(name, timeout=min(left, ttl)), None)
+            await self.locks.release(lease)
 
     # The rest
+
+    @property
+    def loading(self) -> int:
+        """How many factories run now."""
+        return self.counters.loading
 
     def stats(self) -> Stats:
         """What was counted so far."""
@@ -433,15 +433,14 @@ class Dispatcher:
             return
         self.closed = True
         self.bind()
+        if self.meters is not None:
+            self.meters.discard(self)
         await self.loader.flights.aclose()
         for store in self._owned:
             if isinstance(store, MemoryBackend):
                 store.aclose_now()
             else:
                 await self.seats.attempt("aclose", store.aclose(), None)
-
-
-_NO_LEASE: Final = Lease("", "")
 
 
 async def _answers(remote: Backend) -> bool:

@@ -22,8 +22,10 @@ from asynccache._flights import CANCELLED, Flights, Ticket
 from asynccache._keeping import Keeper, as_entry
 from asynccache._seats import Found, Seats
 from asynccache.backend import Lease, Leases
+from asynccache.clock import stopwatch
 from asynccache.entry import Entry
 from asynccache.load import KEPT, Factory, Load, wants_load
+from asynccache.metrics import LoadTimer
 from asynccache.policy import Terms
 from asynccache.stats import Counters
 from asynccache.telemetry import NO_SPAN, CallSpan, Tracing
@@ -45,14 +47,15 @@ class Loader:
         bulk: Loads many keys at once.
     """
 
-    def __init__(self, seats: Seats, counters: Counters, tracing: Tracing) -> None:
+    def __init__(self, seats: Seats, counters: Counters, tracing: Tracing, timer: LoadTimer) -> None:
         self.flights = Flights(seats, counters)
         self._seats = seats
         self._clock = seats.clock
         self._counters = counters
         self._tracing = tracing
+        self._timer = timer
         self._keeper = Keeper(seats, self.flights)
-        self.bulk = BulkLoader(seats, self.flights, self._keeper, counters, tracing)
+        self.bulk = BulkLoader(seats, self.flights, self._keeper, counters, tracing, timer)
         _loaders.add(self)
 
     # What callers ask
@@ -101,6 +104,7 @@ class Loader:
     def forget(self) -> None:
         """Start anew in a forked child."""
         self.flights.forget()
+        self._counters.loading = 0
         if self._seats.local is not None:
             self._seats.local.renew_lock()
 
@@ -201,11 +205,12 @@ class Loader:
         """Call the factory and store what it returns."""
         counters = self._counters
         counters.loads += 1
+        counters.loading += 1
         load: Load | None = None
         detached = flight.reason == "background"
         name = "cache.refresh" if detached else "cache.load"
-        began = self._clock.monotonic()
-        with self._tracing.load(name, flight.reason, flight.key, detached=detached) as span:
+        began = stopwatch() if self._timer.wanted else None
+        with self._tracing.load(name, flight.reason, flight.key, detached=detached, template=terms.template) as span:
             if span is not NO_SPAN:
                 flight.span = span.context
             try:
@@ -227,7 +232,9 @@ class Loader:
                     counters.load_failures += 1  # a load that was given up is no failure, or counted as one already
                 raise
             finally:
-                self._tracing.loaded(self._clock.monotonic() - began, flight.reason)
+                counters.loading -= 1
+                if began is not None:
+                    self._timer.record(stopwatch() - began, flight.reason)
             if value is KEPT and flight.stale is not None:
                 value = flight.stale[0]
             if (

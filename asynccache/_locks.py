@@ -1,15 +1,19 @@
-"""Locks of one process, with the same words as the leases of a store."""
+"""Locks: by the leases of the remote store where it has them, else among the users of one in-process store."""
 
 import asyncio
 import itertools
+import math
+import weakref
 from typing import Final, final
 
 from asynccache._flight import Status, Waiter, wake
-from asynccache.backend import Lease
+from asynccache._seats import Seats
+from asynccache.backend import Lease, Leases
 from asynccache.clock import Clock
 from asynccache.entry import Entry
+from asynccache.errors import LockTimeout
 
-__all__ = ["LocalLeases"]
+__all__ = ["LocalLeases", "Locks"]
 
 _GIVEN_BACK: Final = (Status.VALUE, None)
 
@@ -90,3 +94,49 @@ class LocalLeases:
             first = next(iter(waiters))
             del waiters[first]
             wake(first, _GIVEN_BACK, asyncio.get_running_loop())
+
+
+_of_stores: "weakref.WeakKeyDictionary[object, LocalLeases]" = weakref.WeakKeyDictionary()
+_NO_LEASE: Final = Lease("", "")
+
+
+@final
+class Locks:
+    """The locks of one cache; caches on one in-process store share theirs."""
+
+    def __init__(self, seats: Seats) -> None:
+        self._seats = seats
+        remote = seats.remote
+        granted = None if remote is None else remote.leases
+        self._leases: Leases = granted or _of_stores.setdefault(remote or seats.local, LocalLeases(seats.clock))
+
+    async def acquire(self, key: str, ttl: float, timeout: float | None) -> Lease | None:
+        """The lease that is the lock; ``None`` when the store failed and failures are hidden: then nobody is kept out.
+
+        Args:
+            key: The whole key.
+            ttl: Seconds after which it lapses.
+            timeout: Seconds to wait for it; ``None`` for as long as it takes.
+
+        Raises:
+            LockTimeout: It was not free in time.
+        """
+        leases, clock, attempt = self._leases, self._seats.clock, self._seats.attempt
+        # Neither a key nor the name of a view has two NULs in a row: a lock is nobody's key.
+        name = f"{key}\0\0lock"
+        deadline = math.inf if timeout is None else clock.monotonic() + timeout
+        while True:
+            lease = await attempt("lock", leases.acquire(name, ttl=ttl), _NO_LEASE)
+            if lease is _NO_LEASE:
+                return None
+            if lease is not None:
+                return lease
+            left = deadline - clock.monotonic()
+            if left <= 0:
+                raise LockTimeout("the lock was not free in time")
+            await attempt("lock", leases.wait(name, timeout=min(left, ttl)), None)
+
+    async def release(self, lease: Lease | None) -> None:
+        """Give the lock back."""
+        if lease is not None:
+            await self._seats.attempt("lock", self._leases.release(lease), None)

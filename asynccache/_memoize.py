@@ -9,6 +9,7 @@ believed only when the classes are exact.
 import functools
 import inspect
 from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
+from dataclasses import replace
 from typing import Any, Concatenate, Final, Generic, ParamSpec, TypeVar, cast, final, overload
 
 from asynccache._dispatcher import Dispatcher
@@ -77,11 +78,11 @@ class Memoized(Generic[P, R]):
         self._function = function
         self._core = dispatcher
         self._prefix = prefix
-        self._terms = terms
+        self._terms = replace(terms, template=key if isinstance(key, str) else None)
         self._builder = KeyBuilder(function, key=key, ignore=ignore)
         self._tags = [KeyBuilder(function, key=tag) if "{" in tag else tag for tag in tags]
         if self._tags and not any(isinstance(tag, KeyBuilder) for tag in self._tags):
-            self._terms = _tagged(terms, tuple(prefix + str(tag) for tag in self._tags))
+            self._terms = _tagged(self._terms, tuple(prefix + str(tag) for tag in self._tags))
             self._tags = []
         self._remembered: dict[tuple[Any, ...], str] = {}
         self.cache = cache
@@ -104,11 +105,9 @@ class Memoized(Generic[P, R]):
             full = self._full_key(args, kwargs)
         until = core.until(full)  # before the value, as in the short way
         value: R = core.find(full, MISSING)
-        if (
-            value is not MISSING
-            and (until is None or core.now() < until)
-            and (provider_module._TRACER_PROVIDER is None or not core.tracing.wanted())
-        ):
+        if value is not MISSING and (until is None or core.now() < until):
+            if provider_module._TRACER_PROVIDER is not None and core.tracing.wanted():
+                core.tracing.hit("cache.get_or_set", full, value, self._terms.template)
             try:
                 core.touch(full)
             except KeyError:
@@ -160,11 +159,21 @@ class Memoized(Generic[P, R]):
         self._check_class(args)
         return self._builder(args, kwargs)
 
+    # Written as the type of self, so that a checker tells apart a class method (its first parameter is the owner), a
+    # method (the instance) and a static one (neither).
+    @overload
+    def __get__(
+        self: Callable[Concatenate[S, Q], Coroutine[Any, Any, R]], instance: object, owner: S
+    ) -> "Memoized[Q, R]": ...
     @overload
     def __get__(self, instance: None, owner: type) -> "Memoized[P, R]": ...
     @overload
-    def __get__(self: "Memoized[Concatenate[S, Q], R]", instance: S, owner: type | None = None) -> "Memoized[Q, R]": ...
-    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+    def __get__(
+        self: Callable[Concatenate[S, Q], Coroutine[Any, Any, R]], instance: S, owner: type | None = None
+    ) -> "Memoized[Q, R]": ...
+    @overload
+    def __get__(self, instance: object, owner: type | None = None) -> "Memoized[P, R]": ...
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
         """The method of an instance or class; the function itself when asked for on the class."""
         return self if instance is None else _Bound(self, instance)
 

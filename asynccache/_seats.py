@@ -51,6 +51,7 @@ class Seats:
         counters: Counters,
         on_error: OnError,
         name: str,
+        hidden: Callable[[BaseException], None],
     ) -> None:
         self.local = local
         self.remote = remote
@@ -60,6 +61,7 @@ class Seats:
         self.remote_tags = None if remote is None else RemoteTags(remote)
         self._on_error = on_error
         self._name = name
+        self._hidden = hidden
         self._fetching: dict[str, object] = {}
         self._quiet_until = -math.inf
         self._unlogged = 0
@@ -378,6 +380,7 @@ class Seats:
     def _hide(self, operation: str, failure: BackendError) -> None:
         if callable(self._on_error):
             self._on_error(failure)
+        self._hidden(failure.__cause__ or failure)
         self.report(f"{operation} failed", failure.__cause__ or failure)
 
     def report(self, what: str, error: BaseException) -> None:

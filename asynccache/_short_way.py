@@ -101,11 +101,9 @@ def bind_get(core: Dispatcher, prefix: str) -> Get:
         try:
             until = until_of(key)
             value = core.find(key, MISSING)
-            if (
-                value is not MISSING
-                and (until is None or now() < until)
-                and (provider_module._TRACER_PROVIDER is None or not core.tracing.wanted())
-            ):
+            if value is not MISSING and (until is None or now() < until):
+                if provider_module._TRACER_PROVIDER is not None and core.tracing.wanted():
+                    core.tracing.hit("cache.get", key, value)
                 touch(key)
                 counters.hits += 1
                 return value
@@ -118,11 +116,9 @@ def bind_get(core: Dispatcher, prefix: str) -> Get:
             full = prefix + key
             until = until_of(full)
             value = core.find(full, MISSING)
-            if (
-                value is not MISSING
-                and (until is None or now() < until)
-                and (provider_module._TRACER_PROVIDER is None or not core.tracing.wanted())
-            ):
+            if value is not MISSING and (until is None or now() < until):
+                if provider_module._TRACER_PROVIDER is not None and core.tracing.wanted():
+                    core.tracing.hit("cache.get", full, value)
                 touch(full)
                 counters.hits += 1
                 return value
@@ -151,11 +147,9 @@ def bind_get_or_set(core: Dispatcher, prefix: str) -> GetOrSet:
             full = prefix + key if prefix else key
             until = until_of(full)
             value = core.find(full, MISSING)
-            if (
-                value is not MISSING
-                and (until is None or now() < until)
-                and (provider_module._TRACER_PROVIDER is None or not core.tracing.wanted())
-            ):
+            if value is not MISSING and (until is None or now() < until):
+                if provider_module._TRACER_PROVIDER is not None and core.tracing.wanted():
+                    core.tracing.hit("cache.get_or_set", full, value)
                 touch(full)
                 counters.hits += 1
                 return value

@@ -133,6 +133,7 @@ class Terms:
     Attributes:
         ordinary: Whether a ttl says all there is to say about an entry stored on these terms.
         patient: Whether callers wait as long as the load takes.
+        template: What the keys are made from, where that is known.
     """
 
     ttl: float | None
@@ -151,6 +152,7 @@ class Terms:
     tags: tuple[str, ...]
     ordinary: bool = field(default=False, init=False)
     patient: bool = field(default=True, init=False)
+    template: str | None = None
 
     def __post_init__(self) -> None:
         """Work out what is asked at every load."""

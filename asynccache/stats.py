@@ -53,7 +53,7 @@ class Counters:
         "errors",
         "hits",
         "load_failures",
-        "load_seconds",
+        "loading",
         "loads",
         "misses",
         "stale_hits",
@@ -67,4 +67,4 @@ class Counters:
         self.coalesced = 0
         self.load_failures = 0
         self.errors = 0
-        self.load_seconds = 0.0
+        self.loading = 0

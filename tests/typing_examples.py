@@ -202,6 +202,18 @@ class Shop:
         """A static method, the other way round."""
         return country
 
+    @cache.memoize
+    @classmethod
+    async def catalogue(cls, year: int, page: int = 1) -> list[str]:
+        """A class method."""
+        return [cls.__name__] * year * page
+
+    @cache.memoize(key="founded")
+    @classmethod
+    async def founded(cls) -> int:
+        """A class method without parameters."""
+        return 1901
+
 
 async def memoized_methods(shop: Shop) -> None:
     """A method's parameters are those without the receiver."""
@@ -218,6 +230,15 @@ async def memoized_methods(shop: Shop) -> None:
     await shop.price()  # type: ignore[call-arg]
     await Shop.price("tea")  # type: ignore[call-arg, arg-type]
     await Shop.currency(7)  # type: ignore[arg-type]
+    assert_type(await shop.currency("nl"), str)
+    assert_type(await shop.language.invalidate("nl"), bool)
+    assert_type(await Shop.catalogue(2024), list[str])
+    assert_type(await Shop.catalogue(2024, page=2), list[str])
+    assert_type(await shop.catalogue.refresh(year=2024), list[str])
+    assert_type(Shop.catalogue.key(2024), str)
+    assert_type(await Shop.founded(), int)
+    await Shop.catalogue("now")  # type: ignore[arg-type]
+    await Shop.catalogue(Shop, 2024)  # type: ignore[arg-type]
 
 
 @cache.memoize_many(key="user:{user_id}")

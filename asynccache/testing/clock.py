@@ -2,11 +2,10 @@
 
 import heapq
 import itertools
-import time
 from collections.abc import Callable
 from typing import final
 
-from asynccache.clock import Timer
+from asynccache.clock import SystemClock, Timer
 from asynccache.duration import Duration, seconds
 
 __all__ = ["TravellingClock"]
@@ -30,8 +29,9 @@ class TravellingClock:
     """A `Clock` on which no time passes but by `travel`, which runs what falls due on the way, in order."""
 
     def __init__(self, start: float | None = None) -> None:
+        machine = SystemClock()
         self._now = 1_000.0
-        self.epoch: float = (time.time() if start is None else start) - self._now
+        self.epoch: float = (machine.epoch + machine.monotonic() if start is None else start) - self._now
         self._alarms: list[tuple[float, int, _Alarm]] = []
         self._order = itertools.count()
         self.monotonic: Callable[[], float] = lambda: self._now

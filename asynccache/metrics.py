@@ -1,0 +1,178 @@
+"""The one door to metrics.
+
+What a cache counts are plain integers; observable instruments read them when they are collected, so that counting costs
+a call nothing more. The instruments belong to a meter provider and are made once for it: all caches of a process that
+report to it share them, one series for each name. A cache that is closed or gone is not seen any more. Attribute values
+are closed sets: no number of keys makes another series.
+"""
+
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Final, Protocol, TypeAlias, final
+
+import opentelemetry.metrics as api
+import opentelemetry.metrics._internal as provider_module
+from opentelemetry.metrics import CallbackOptions, Histogram, Meter, MeterProvider, Observation
+
+from asynccache.stats import Stats
+
+__all__ = ["LoadTimer", "Meters", "Source", "meters_of"]
+
+_Series: TypeAlias = Iterable[tuple[Mapping[str, str], int]]
+
+_SECONDS: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+"""Boundaries of the histogram: what is worth caching takes a millisecond or more."""
+
+
+class Source(Protocol):
+    """A cache, as far as metrics are concerned."""
+
+    @property
+    def labels(self) -> Mapping[str, str]:
+        """Its name and that of its store, as attributes."""
+        ...
+
+    @property
+    def loading(self) -> int:
+        """How many of its factories run."""
+        ...
+
+    def stats(self) -> Stats:
+        """What it has counted."""
+        ...
+
+
+@final
+class Meters:
+    """The instruments of one meter provider.
+
+    Attributes:
+        load_duration: How long factories ran, in seconds.
+    """
+
+    def __init__(self, meter: Meter, provider: MeterProvider | None) -> None:
+        self._given = provider is not None
+        self._sources: weakref.WeakSet[Source] = weakref.WeakSet()
+        self._lock = threading.Lock()
+        counter, gauge = meter.create_observable_counter, meter.create_observable_up_down_counter
+        counter("cache.operations", [self._told_by(_operations)], "{operation}", "Reads by how they were answered.")
+        counter("cache.loads", [self._told_by(_loads)], "{load}", "Runs of a factory.")
+        counter("cache.load.failures", [self._told_by(_load_failures)], "{load}", "Runs of a factory that failed.")
+        counter("cache.evictions", [self._told_by(_evictions)], "{entry}", "Entries that left the local store.")
+        counter("cache.errors", [self._told_by(_errors)], "{error}", "Failures that callers did not see.")
+        gauge("cache.load.inflight", [self._told_by(_inflight)], "{load}", "Factories that run now.")
+        gauge("cache.entries", [self._told_by(_entries)], "{entry}", "Entries in the local store.")
+        gauge("cache.size", [self._told_by(_size)], "By", "What the local store's entries weigh, where it weighs them.")
+        self.load_duration: Histogram = meter.create_histogram(
+            "cache.load.duration", "s", "How long factories ran.", explicit_bucket_boundaries_advisory=_SECONDS
+        )
+
+    def add(self, source: Source) -> None:
+        """Report what it counts, as long as it lives."""
+        with self._lock:
+            self._sources.add(source)
+
+    def discard(self, source: Source) -> None:
+        """Report it no longer."""
+        with self._lock:
+            self._sources.discard(source)
+
+    @property
+    def wanted(self) -> bool:
+        """Whether a duration recorded now would be kept by anybody."""
+        return self._given or provider_module._METER_PROVIDER is not None
+
+    def _told_by(self, tell: Callable[[Source, Stats], _Series]) -> Callable[[CallbackOptions], Iterator[Observation]]:
+        def observe(_: CallbackOptions) -> Iterator[Observation]:
+            with self._lock:
+                sources = list(self._sources)
+            series: dict[tuple[tuple[str, str], ...], int] = {}
+            for source in sources:
+                for more, value in tell(source, source.stats()):
+                    attributes = (*source.labels.items(), *more.items())
+                    series[attributes] = series.get(attributes, 0) + value
+            for attributes, value in series.items():
+                yield Observation(value, dict(attributes))
+
+        return observe
+
+
+@final
+class LoadTimer:
+    """Records how long the factories of one cache run."""
+
+    __slots__ = ("_labels", "_meters")
+
+    def __init__(self, meters: Meters | None, labels: Mapping[str, str]) -> None:
+        self._meters = meters
+        self._labels = labels
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anybody keeps what is recorded."""
+        return self._meters is not None and self._meters.wanted
+
+    def record(self, duration: float, reason: str) -> None:
+        """Note a run.
+
+        Args:
+            duration: Seconds.
+            reason: Why it ran: ``miss``, ``refresh``, ``background`` or ``bulk``.
+        """
+        if self._meters is not None:
+            self._meters.load_duration.record(duration, {**self._labels, "cache.load.reason": reason})
+
+
+def _operations(source: Source, stats: Stats) -> _Series:
+    yield {"cache.result": "hit"}, stats.hits
+    yield {"cache.result": "stale"}, stats.stale_hits
+    yield {"cache.result": "coalesced"}, stats.coalesced
+    yield {"cache.result": "miss"}, stats.misses - stats.coalesced
+
+
+def _loads(source: Source, stats: Stats) -> _Series:
+    yield {}, stats.loads
+
+
+def _load_failures(source: Source, stats: Stats) -> _Series:
+    yield {}, stats.load_failures
+
+
+def _evictions(source: Source, stats: Stats) -> _Series:
+    yield {"cache.eviction.cause": "size"}, stats.evictions
+    yield {"cache.eviction.cause": "expired"}, stats.expirations
+
+
+def _errors(source: Source, stats: Stats) -> _Series:
+    yield {}, stats.errors
+
+
+def _inflight(source: Source, stats: Stats) -> _Series:
+    yield {}, source.loading
+
+
+def _entries(source: Source, stats: Stats) -> _Series:
+    yield {}, stats.entries
+
+
+def _size(source: Source, stats: Stats) -> _Series:
+    yield {}, stats.bytes
+
+
+_lock: Final = threading.Lock()
+_global: list[Meters] = []
+_given: "weakref.WeakKeyDictionary[MeterProvider, Meters]" = weakref.WeakKeyDictionary()
+
+
+def meters_of(provider: MeterProvider | None) -> Meters:
+    """The instruments of a provider; of the global one, whichever that is or will be, when it is ``None``."""
+    with _lock:
+        if provider is None:
+            if not _global:
+                _global.append(Meters(api.get_meter("asynccache"), None))
+            return _global[0]
+        meters = _given.get(provider)
+        if meters is None:
+            meters = _given[provider] = Meters(provider.get_meter("asynccache"), provider)
+        return meters
