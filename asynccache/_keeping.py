@@ -43,7 +43,7 @@ class Keeper:
                 if not flight.void:
                     local.put(flight.key, value, now, ttl, life)
         except EncodeError as error:
-            self._seats.report("a loaded value could not be stored", error)
+            self._seats.hide("a loaded value could not be stored", error)
 
     async def keep_remote(
         self, flight: Flight, prefix: str, value: Any, terms: Terms, load: Load | None, lease: Lease | None
@@ -76,7 +76,7 @@ class Keeper:
                 return await seats.attempt("commit", seats.remote.leases.commit(lease, entry), False)
             return await seats.attempt("set", seats.remote.set(flight.key, entry), False)
         except EncodeError as error:
-            seats.report("a loaded value could not be stored", error)
+            seats.hide("a loaded value could not be stored", error)
             return False
 
     async def keep_many(
@@ -109,7 +109,7 @@ class Keeper:
                 try:
                     await seats.keep_many({key: value}, now, lives)
                 except EncodeError as error:
-                    seats.report("a loaded value could not be stored", error)
+                    seats.hide("a loaded value could not be stored", error)
 
     def _terms_of(
         self, flight: Flight, prefix: str, value: Any, terms: Terms, load: Load | None, now: float

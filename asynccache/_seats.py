@@ -380,8 +380,12 @@ class Seats:
     def _hide(self, operation: str, failure: BackendError) -> None:
         if callable(self._on_error):
             self._on_error(failure)
-        self._hidden(failure.__cause__ or failure)
-        self.report(f"{operation} failed", failure.__cause__ or failure)
+        self.hide(f"{operation} failed", failure.__cause__ or failure)
+
+    def hide(self, what: str, error: BaseException) -> None:
+        """Report a failure, and mark the span of the call or load that it happened in."""
+        self._hidden(error)
+        self.report(what, error)
 
     def report(self, what: str, error: BaseException) -> None:
         """Count a failure that no caller sees, and log it, at most once a second; its text may hold a key or a
