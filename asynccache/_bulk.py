@@ -161,6 +161,19 @@ class BulkLoader:
         finally:
             for flight in members:
                 self._flights.land(flight, outcomes.get(flight, left))
+            self._refresh_ahead(flights, prefix, factory, terms)
+
+    def _refresh_ahead(self, flights: Mapping[Any, Flight], prefix: str, factory: BulkFactory, terms: Terms) -> None:
+        """Have those refreshed that were found in the remote store past their refresh point."""
+        now = self._clock.monotonic()
+        aging = {
+            key: flight.aging
+            for key, flight in flights.items()
+            if flight.aging is not None and not flight.void and not self._flights.throttled(flight.key, now)
+        }
+        if aging and not self._flights.full:
+            full = {key: flights[key].key for key in aging}
+            self._depart_many(aging, full, prefix, factory, terms, "background", now)
 
     async def _bring_many(self, flights: Mapping[Any, Flight], terms: Terms) -> dict[Any, Flight]:
         """Those that the remote store does not have either."""
@@ -172,6 +185,11 @@ class BulkLoader:
         for key, flight in flights.items():
             found = stored.get(flight.key)
             if found is not None and now < found[1].fresh_until:
+                if now >= found[1].refresh_at:
+                    if flight.reason == "background":
+                        wanted[key] = flight
+                        continue
+                    flight.aging = found
                 self._flights.land(flight, (Status.HIT, found[0]))
             else:
                 flight.stale = found or flight.stale

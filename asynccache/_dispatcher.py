@@ -203,10 +203,9 @@ class Dispatcher:
         """The value and its life, fresh or stale: a look that counts as no use."""
         if self.disabled:
             return None
-        found = self.seats.look(key, self.now())
-        if (found is None or self.now() >= found[1].fresh_until) and self.remote is not None:
-            found = await self.seats.fetch(key)
-        return found
+        if self.remote is not None:
+            return await self.seats.fetch(key)  # the local seat has a copy, with a shorter life
+        return self.seats.look(key, self.now())
 
     async def entry(self, key: str) -> Entry | None:
         """The entry, fresh or stale."""

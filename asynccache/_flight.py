@@ -58,6 +58,7 @@ class Flight:
         outcome: What it was.
         task: The task that runs it; ``None`` until it has begun.
         group: All members of the bulk load that this one belongs to, which share a task; ``None`` for a single load.
+        aging: What was found in the remote store past its refresh point: a refresh is to follow.
         stale: The value and life that can stand in while it fails or takes long.
         tags: The whole names of the tags that its terms give, and ``load`` the context that may add more.
         versions: The versions on the remote store that the tags had at the start.
@@ -76,6 +77,7 @@ class Flight:
     group: "list[Flight] | None" = None
     tags: tuple[str, ...] = ()
     load: Any = None
+    aging: tuple[Any, Any] | None = None
     versions: Mapping[str, str] | None = None
     ceiling: Timer | None = None
     span: Any = None

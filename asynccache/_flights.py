@@ -113,8 +113,8 @@ class Flights:
 
     @property
     def full(self) -> bool:
-        """Whether so many flights are detached already that no refresh may start."""
-        return self._detached >= _MOST_DETACHED
+        """Whether no refresh may start: so many flights are detached already, or the cache is closed."""
+        return self._closed or self._detached >= _MOST_DETACHED
 
     # Overtaking
 

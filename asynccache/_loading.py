@@ -77,7 +77,7 @@ class Loader:
                 seats.used(key, life, now)
                 self._counters.hits += 1
                 span.result("negative" if value is None else "hit", "local")
-                if now >= life.refresh_at and key not in self.flights.table and not self.flights.throttled(key, now):
+                if now >= life.refresh_at and key not in self.flights.table:
                     self._refresh_ahead(key, prefix, factory, terms, found, now)
                 return value
             if self.flights.throttled(key, now):
@@ -167,7 +167,7 @@ class Loader:
             return flights.settle(outcome, leading, span)
 
     def _refresh_ahead(self, key: str, prefix: str, factory: Factory, terms: Terms, found: Found, now: float) -> None:
-        if self.flights.full:
+        if self.flights.full or self.flights.throttled(key, now):
             return
         flight = Flight(key, "background", asyncio.get_running_loop(), now, self._seats.tags.latest, found)
         if self.flights.enter(flight, terms):
@@ -198,6 +198,8 @@ class Loader:
             outcome = self.flights.failed(flight, terms, error)
         finally:
             self.flights.land(flight, outcome)
+            if flight.aging is not None and not flight.void:
+                self._refresh_ahead(flight.key, prefix, factory, terms, flight.aging, self._clock.monotonic())
             if flight.task is not None:
                 self.flights.background.landed(flight.task)
 
@@ -284,7 +286,11 @@ class Loader:
             return None
         value, life = found
         if now < life.fresh_until:
-            return (Status.HIT, value) if flight.reason != "background" or now < life.refresh_at else None
+            if now >= life.refresh_at:
+                if flight.reason == "background":
+                    return None
+                flight.aging = found
+            return (Status.HIT, value)
         flight.stale = found
         return (Status.STALE, value) if self.flights.throttled(flight.key, now) else None
 

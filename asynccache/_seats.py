@@ -241,10 +241,8 @@ class Seats:
     async def retime(self, key: str, now: float, ttl: float | None) -> bool:
         """Give a fresh entry a new ttl, from now; its grace stays as long as it was."""
         fresh_until = math.inf if ttl is None else now + ttl
-        found = self.look(key, now)
+        found = self.look(key, now) if self.remote is None else await self.fetch(key)
         if self.remote is not None:
-            if found is None:
-                found = await self.fetch(key)
             if found is None or now >= found[1].fresh_until:
                 return False
             expires_at = fresh_until + _grace_of(found[1])

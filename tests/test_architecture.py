@@ -41,7 +41,10 @@ FLOORS: Final[Sequence[tuple[str, Sequence[str]]]] = (
     ),
     ("what users hold", ("cache", "caches")),
     ("the public names", ("",)),
-    ("what is built on them", ("testing", "testing.clock", "testing.sandboxes")),
+    (
+        "what is built on them",
+        ("testing", "testing.clock", "testing.conformance", "testing.faulty", "testing.sandboxes"),
+    ),
     ("the outermost doors", ("pytest_plugin",)),
 )  # fmt: skip
 """Every module once, on its floor, from the bottom; a new module is added here."""
@@ -55,6 +58,7 @@ DOORS: Final[Mapping[str, Mapping[str, str]]] = {
     },
     "tasks": {
         "_background": "the door",
+        "testing.conformance": "a suite asks a backend many things at once",
     },
     "failures": {
         "_seats:Seats.attempt": "the failure policy",

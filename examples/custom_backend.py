@@ -1,0 +1,224 @@
+"""A backend of one's own: what a store has to do to sit behind a cache.
+
+The store is a dictionary in this process that pretends to be a server: every operation waits for the event loop once,
+as for a round trip. It shows every part of `asynccache.Backend`, leases included, and passes the conformance suite
+(``tests/test_conformance.py``):
+
+    class TestToy(BackendConformance):
+        async def open(self) -> Backend:
+            return ToyBackend()
+
+A package makes its backend known for a URL scheme by an entry point:
+
+    [project.entry-points."asynccache.backends"]
+    toy = "custom_backend:open_toy"
+
+Then ``Cache("toy://")`` finds it. Without one, the object itself is given: ``Cache(ToyBackend())``. Run this file to
+see it work.
+"""
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
+from math import inf
+
+from asynccache import Cache, Clock, Entry, Lease
+from asynccache.backend import OnlyIf, StoreOptions
+from asynccache.clock import SystemClock
+
+
+class ToyServer:
+    """What several backends, and so several processes, would share: entries, leases, and who waits for them."""
+
+    def __init__(self) -> None:
+        self.entries: dict[str, Entry] = {}
+        self.leases: dict[str, tuple[str, float]] = {}
+        self.waiters: dict[str, list[asyncio.Future[None]]] = {}
+        self.tokens = itertools.count(1)
+
+    def entry(self, key: str, now: float) -> Entry | None:
+        """The entry, unless it is past its ``expires_at``: then it is gone."""
+        entry = self.entries.get(key)
+        if entry is not None and now >= entry.expires_at:
+            del self.entries[key]
+            return None
+        return entry
+
+    def fresh(self, key: str, now: float) -> Entry | None:
+        """The entry, unless it is past its ``fresh_until``."""
+        entry = self.entry(key, now)
+        return entry if entry is not None and now < entry.fresh_until else None
+
+    def store(self, key: str, entry: Entry) -> None:
+        """Keep the entry. Every write voids the key's lease, so that a load that runs now does not overwrite it."""
+        self.entries[key] = entry
+        self.void(key)
+
+    def void(self, key: str) -> None:
+        """Take the key's lease away, and wake all who wait for it."""
+        self.leases.pop(key, None)
+        for waiter in self.waiters.pop(key, []):
+            wake(waiter)
+
+
+def wake(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
+
+
+class ToyBackend:
+    """A `Backend`; it inherits nothing.
+
+    Args:
+        server: What it talks to; left out, one of its own.
+        clock: Where time comes from. An entry's times are seconds since 1970 on it.
+    """
+
+    name = "toy"
+
+    def __init__(self, server: ToyServer | None = None, *, clock: Clock | None = None) -> None:
+        self.server = server or ToyServer()
+        self.clock = clock or SystemClock()
+        self.leases = ToyLeases(self)
+
+    @property
+    def now(self) -> float:
+        return self.clock.epoch + self.clock.monotonic()
+
+    async def get(self, key: str) -> Entry | None:
+        await asyncio.sleep(0)
+        return self.server.entry(key, self.now)
+
+    async def get_many(self, keys: Sequence[str]) -> dict[str, Entry]:
+        await asyncio.sleep(0)  # one round trip, however many keys
+        found = {key: self.server.entry(key, self.now) for key in keys}
+        return {key: entry for key, entry in found.items() if entry is not None}
+
+    async def set(self, key: str, entry: Entry, *, only_if: OnlyIf = None) -> bool:
+        await asyncio.sleep(0)
+        there = self.server.fresh(key, self.now) is not None
+        if only_if is not None and there != (only_if == "present"):
+            return False
+        self.server.store(key, entry)
+        return True
+
+    async def set_many(self, entries: Mapping[str, Entry]) -> None:
+        await asyncio.sleep(0)
+        for key, entry in entries.items():
+            self.server.store(key, entry)
+
+    async def delete(self, keys: Sequence[str]) -> int:
+        await asyncio.sleep(0)
+        count = sum([self.server.fresh(key, self.now) is not None for key in dict.fromkeys(keys)])
+        for key in keys:
+            self.server.entries.pop(key, None)
+            self.server.void(key)
+        return count
+
+    async def touch(self, key: str, *, fresh_until: float, expires_at: float) -> bool:
+        await asyncio.sleep(0)
+        entry = self.server.fresh(key, self.now)
+        if entry is None:
+            return False
+        self.server.entries[key] = replace(entry, fresh_until=fresh_until, expires_at=expires_at)
+        return True
+
+    async def incr(self, key: str, delta: int, *, ttl: float | None) -> int:
+        await asyncio.sleep(0)
+        now = self.now
+        entry = self.server.fresh(key, now)
+        if entry is None:
+            until = inf if ttl is None else now + ttl
+            entry = Entry(value=0, created_at=now, fresh_until=until, expires_at=until)
+        if type(entry.value) is not int:
+            raise TypeError("the key holds something else than an integer")
+        entry = replace(entry, value=entry.value + delta)
+        self.server.store(key, entry)
+        return int(entry.value)
+
+    async def keys(self, prefix: str) -> AsyncIterator[str]:
+        await asyncio.sleep(0)
+        for key in list(self.server.entries):
+            if key.startswith(prefix) and self.server.fresh(key, self.now) is not None:
+                yield key
+
+    async def ping(self) -> None:
+        await asyncio.sleep(0)
+
+    async def aclose(self) -> None:
+        return None  # nothing was opened
+
+
+class ToyLeases:
+    """The right to load a key, granted to one of all who ask."""
+
+    def __init__(self, backend: ToyBackend) -> None:
+        self._backend = backend
+        self._server = backend.server
+
+    def _holds(self, lease: Lease) -> bool:
+        token, until = self._server.leases.get(lease.key, ("", -inf))
+        return token == lease.token and self._backend.now < until
+
+    async def acquire(self, key: str, *, ttl: float) -> Lease | None:
+        await asyncio.sleep(0)
+        if self._backend.now < self._server.leases.get(key, ("", -inf))[1]:
+            return None
+        lease = Lease(key, str(next(self._server.tokens)))
+        self._server.leases[key] = (lease.token, self._backend.now + ttl)
+        return lease
+
+    async def renew(self, lease: Lease, *, ttl: float) -> bool:
+        await asyncio.sleep(0)
+        if not self._holds(lease):
+            return False
+        self._server.leases[lease.key] = (lease.token, self._backend.now + ttl)
+        return True
+
+    async def commit(self, lease: Lease, entry: Entry) -> bool:
+        await asyncio.sleep(0)
+        if not self._holds(lease):
+            return False
+        self._server.store(lease.key, entry)
+        return True
+
+    async def release(self, lease: Lease) -> None:
+        await asyncio.sleep(0)
+        if self._holds(lease):
+            self._server.void(lease.key)
+
+    async def wait(self, key: str, *, timeout: float) -> None:
+        await asyncio.sleep(0)
+        left = self._server.leases.get(key, ("", -inf))[1] - self._backend.now
+        if left <= 0:
+            return
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._server.waiters.setdefault(key, []).append(waiter)
+        timer = self._backend.clock.call_later(min(left, timeout), lambda: wake(waiter))
+        try:
+            await waiter
+        finally:
+            timer.cancel()
+            waiting = self._server.waiters.get(key, [])
+            if waiter in waiting:
+                waiting.remove(waiter)
+                if not waiting:
+                    del self._server.waiters[key]
+
+
+def open_toy(options: StoreOptions) -> ToyBackend:
+    """The backend of a ``toy://`` URL: what the entry point names."""
+    return ToyBackend(clock=options.clock)
+
+
+async def main() -> None:
+    """Two caches on one server, as two processes would have: the second finds what the first has loaded."""
+    server = ToyServer()
+    first, second = Cache(ToyBackend(server), ttl="1m"), Cache(ToyBackend(server), ttl="1m")
+    print(await first.get_or_set("answer", lambda: 42))
+    print(await second.get("answer"), await second.delete("answer"), await first.get("answer"))
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,56 @@
+"""The suites that stores and caches must pass, run on those that there are."""
+
+from asynccache import Backend, Clock
+from asynccache.testing import BackendConformance, FaultyBackend, TravellingClock
+from examples.custom_backend import ToyBackend
+
+
+class TravellingConformance(BackendConformance):
+    """The suite on a clock that travels."""
+
+    def setup_method(self) -> None:
+        self.clock: Clock = TravellingClock()
+
+    async def pass_time(self, seconds: float) -> None:
+        assert isinstance(self.clock, TravellingClock)
+        self.clock.travel(seconds)
+
+
+class TestToyBackend(TravellingConformance):
+    """The example of a backend of one's own, leases included."""
+
+    async def open(self) -> Backend:
+        return ToyBackend(clock=self.clock)
+
+    async def open_another(self, backend: Backend) -> Backend:
+        assert isinstance(backend, ToyBackend)
+        return ToyBackend(backend.server, clock=self.clock)
+
+
+class TestFaultyBackend(TravellingConformance):
+    """A backend that may fail, and is not told to, is as good as the one inside."""
+
+    async def open(self) -> Backend:
+        return FaultyBackend(ToyBackend(clock=self.clock))
+
+
+class TestToyBackendInRealTime(BackendConformance):
+    """The suite as most will run it: on the machine's clock."""
+
+    async def open(self) -> Backend:
+        return ToyBackend()
+
+
+class ToyWithoutLeases(ToyBackend):
+    leases = None  # type: ignore[assignment]
+
+    def __init__(self, *, clock: Clock) -> None:
+        super().__init__(clock=clock)
+        self.leases = None
+
+
+class TestWithoutLeases(TravellingConformance):
+    """A store that cannot grant leases passes by what it has."""
+
+    async def open(self) -> Backend:
+        return ToyWithoutLeases(clock=self.clock)
