@@ -10,7 +10,7 @@ have put the old value back meanwhile.
 import asyncio
 import logging
 import math
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, Final, Literal, TypeAlias, TypeVar, final
 
 from asynccache._life import Life
@@ -88,7 +88,7 @@ class Seats:
         self._fetching[key] = token
         try:
             entry = await self.attempt("get", self.remote.get(key), None)
-            if entry is None or not await self._tags_valid(entry):
+            if entry is None or not _valid(entry, await self._versions(entry.tags)):
                 return None
             return self._adopt(key, entry, stamp, refresh_ahead, self._fetching.get(key) is token)
         finally:
@@ -103,25 +103,22 @@ class Seats:
         self._fetching.update(dict.fromkeys(keys, token))
         try:
             entries: Mapping[str, Entry] = await self.attempt("get_many", self.remote.get_many(keys), {})
-            wanted = {tag: version for entry in entries.values() for tag, version in entry.tags.items()}
-            if wanted and not await self._versions_valid(wanted):
-                entries = {key: entry for key, entry in entries.items() if await self._tags_valid(entry)}
+            versions = await self._versions({tag for entry in entries.values() for tag in entry.tags})
             return {
                 key: self._adopt(key, entry, stamp, refresh_ahead, self._fetching.get(key) is token)
                 for key, entry in entries.items()
+                if _valid(entry, versions)
             }
         finally:
             for key in keys:
                 if self._fetching.get(key) is token:
                     del self._fetching[key]
 
-    async def _tags_valid(self, entry: Entry) -> bool:
-        return not entry.tags or await self._versions_valid(entry.tags)
-
-    async def _versions_valid(self, wanted: Mapping[str, str]) -> bool:
-        if self.remote_tags is None:
-            return True
-        return await self.attempt("get_many", self.remote_tags.valid(wanted), False)
+    async def _versions(self, tags: Collection[str]) -> Mapping[str, str]:
+        """The versions that the tags have now; none when the store fails: then no entry that has one is believed."""
+        if not tags or self.remote_tags is None:
+            return {}
+        return await self.attempt("get_many", self.remote_tags.current(tags), {})
 
     def _adopt(self, key: str, entry: Entry, stamp: int, refresh_ahead: float | None, undisturbed: bool) -> Found:
         epoch = self.clock.epoch
@@ -403,6 +400,10 @@ class Seats:
 
 _KEYS_SLICE: Final = 2_000
 _CLEAR_SLICE: Final = 500
+
+
+def _valid(entry: Entry, versions: Mapping[str, str]) -> bool:
+    return all(versions.get(tag) == version for tag, version in entry.tags.items())
 
 
 def _grace_of(life: Life) -> float:

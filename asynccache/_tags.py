@@ -14,7 +14,7 @@ record that was evicted or lost is a version that no entry has.
 
 import uuid
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final, final
 
 from asynccache._life import Life
@@ -91,13 +91,11 @@ class RemoteTags:
                 versions[tag] = fresh if other is None else str(other.value)
         return versions
 
-    async def valid(self, wanted: Mapping[str, str]) -> bool:
-        """Whether every tag still has the version that is wanted: one round trip."""
-        found = await self._backend.get_many([_record_key(tag) for tag in wanted])
-        return all(
-            (record := found.get(_record_key(tag))) is not None and record.value == version
-            for tag, version in wanted.items()
-        )
+    async def current(self, tags: Iterable[str]) -> dict[str, str]:
+        """The versions that the tags have now, without those that have none: one round trip."""
+        records = {_record_key(tag): tag for tag in tags}
+        found = await self._backend.get_many(list(records))
+        return {records[key]: str(record.value) for key, record in found.items()}
 
     async def invalidate(self, tags: Iterable[str], now: float) -> None:
         """Give each tag a version that no entry has: one round trip."""
