@@ -13,6 +13,14 @@ _CLOSING_SECONDS: Final = 1.0  # a factory that swallows its cancellation does n
 _eager_task: Final[Callable[..., asyncio.Task[None]]] = asyncio.Task  # type checkers of 3.11 know no eager_start
 
 
+def running_loop() -> asyncio.AbstractEventLoop | None:
+    """The loop that runs in this thread, if one does."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
 @final
 class Background:
     """The tasks that a cache runs for itself; each is held until it ends, so that none is collected half-way."""
@@ -58,7 +66,7 @@ class Background:
     def cancel(self, task: asyncio.Task[None]) -> None:
         """Cancel a task, of whichever loop."""
         loop = task.get_loop()
-        if loop is asyncio.get_running_loop():
+        if loop is running_loop():
             self._cancel_here(task)
         elif not loop.is_closed():
             try:
@@ -80,12 +88,16 @@ class Background:
         """Drop every task unseen: in a forked child they belong to the parent's loop."""
         self._tasks = set()
 
+    def end(self) -> None:
+        """Cancel all."""
+        current = None if running_loop() is None else asyncio.current_task()
+        for task in [task for task in self._tasks if task is not current]:
+            self.cancel(task)
+
     async def aclose(self) -> None:
         """Cancel all, and return when those of this loop have ended."""
-        here = asyncio.get_running_loop()
-        tasks = [task for task in self._tasks if task is not asyncio.current_task()]
-        for task in tasks:
-            self.cancel(task)
-        mine = [task for task in tasks if task.get_loop() is here and not task.done()]
+        self.end()
+        here, current = asyncio.get_running_loop(), asyncio.current_task()
+        mine = [task for task in self._tasks if task is not current and task.get_loop() is here]
         if mine:
             await asyncio.wait(mine, timeout=_CLOSING_SECONDS)

@@ -30,8 +30,8 @@ class Watcher(Protocol):
         """The same over an empty in-memory store."""
         ...
 
-    async def aclose(self) -> None:
-        """End what runs for it."""
+    def end(self) -> None:
+        """End what runs for it, at once."""
         ...
 
 
@@ -88,10 +88,10 @@ class World:
             inside = self._inside[outside] = outside.twin(self.clock)
         return inside
 
-    async def aclose(self) -> None:
+    def end(self) -> None:
         """End what still runs here."""
         for inside in list(self._inside.values()):
-            await inside.aclose()
+            inside.end()
 
 
 @contextmanager
@@ -107,6 +107,7 @@ def worlds(world: World) -> Iterator[World]:
             current_world.reset(token)
         except ValueError:
             current_world.set(None)  # entered in one context and left in another, as some test frameworks do
+        world.end()
 
 
 @contextmanager

@@ -422,26 +422,24 @@ class Dispatcher:
     async def ping(self) -> bool:
         """Whether the store answers."""
         with self.tracing.call("cache.ping"):
-            if self.remote is None:
-                return True
-            return await self.seats.attempt("ping", _answers(self.remote), False)
+            return await self.seats.ping()
 
-    async def aclose(self) -> None:
-        """End the background work and let go of what this cache opened."""
-        if self.closed:
-            return
+    def end(self) -> None:
+        """Take no more calls, and end the background work."""
         self.closed = True
         self.bind()
         if self.meters is not None:
             self.meters.discard(self)
+        self.loader.flights.end()
+
+    async def aclose(self) -> None:
+        """Take no more calls, end the background work and let go of what this cache opened."""
+        if self.closed:
+            return
+        self.end()
         await self.loader.flights.aclose()
         for store in self._owned:
             if isinstance(store, MemoryBackend):
                 store.aclose_now()
             else:
                 await self.seats.attempt("aclose", store.aclose(), None)
-
-
-async def _answers(remote: Backend) -> bool:
-    await remote.ping()
-    return True

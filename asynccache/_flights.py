@@ -59,14 +59,19 @@ class Flights:
         self._detached = 0
         self.background.forget()
 
-    async def aclose(self) -> None:
-        """End every flight, and return when they have ended."""
+    def end(self) -> None:
+        """End every flight: those who wait are told, nothing is stored."""
         self._closed = True
         flights = [*self.table.values(), *(loner for loners in self._loners.values() for loner in loners)]
         self.supersede_where(lambda _: True)
-        await self.background.aclose()
+        self.background.end()
         for flight in flights:
-            self.land(flight, CANCELLED)  # one whose task had not begun has told nobody
+            self.land(flight, CANCELLED)
+
+    async def aclose(self) -> None:
+        """End every flight, and return when they have ended."""
+        self.end()
+        await self.background.aclose()
 
     # Departing and joining
 

@@ -345,6 +345,10 @@ class Seats:
                 await asyncio.sleep(0)
         return count
 
+    async def ping(self) -> bool:
+        """Whether the remote store answers, if there is one."""
+        return self.remote is None or await self.attempt("ping", _done(self.remote.ping()), False)
+
     # Failing
 
     async def attempt(self, operation: str, work: Awaitable[T], fallback: F) -> T | F:

@@ -88,7 +88,7 @@ class LoadTimeout(LoadError, TimeoutError):
 
 
 class LoadCancelled(LoadError):
-    """Raised in the waiters of a load whose factory was cancelled, though they were not."""
+    """Raised when the factory that a caller waits for was cancelled, though the caller was not."""
 
 
 class RecursiveLoad(LoadError):

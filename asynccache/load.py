@@ -100,16 +100,6 @@ class Load:
         """Whether the factory declined to store."""
         return self._skip
 
-    def ttl_or(self, ttl: float | None) -> float | None:
-        """The ttl set here, or the given one."""
-        return ttl if isinstance(self._ttl, Kept) else self._ttl
-
-    def grace_or(self, grace: float) -> float:
-        """The grace set here, or the given one."""
-        if isinstance(self._grace, Kept):
-            return grace
-        return self._grace or 0.0
-
     @property
     def ttl_given(self) -> bool:
         """Whether the factory set a ttl."""

@@ -20,7 +20,7 @@ NAMES: Final = {
         "LoadTimeout", "LockTimeout", "MISSING", "MemoryBackend", "NotSupported", "Policy", "RecursiveLoad",
         "Stats", "Telemetry",
     ],
-    asynccache.testing: ["Sandbox", "TravellingClock", "sandbox"],
+    asynccache.testing: ["BackendConformance", "FaultyBackend", "Sandbox", "TravellingClock", "sandbox"],
     asynccache.eviction_policies: ["EVICTION_POLICIES", "LRU", "S3FIFO"],
 }  # fmt: skip
 
@@ -77,11 +77,15 @@ ATTRIBUTES: Final = {
         "loads", "misses", "stale_hits",
     ],
     Load: [
-        "add_tags", "grace", "grace_given", "grace_or", "keep_stale", "key", "reason", "skip", "skipped", "stale",
-        "tags", "ttl", "ttl_given", "ttl_or",
+        "add_tags", "grace", "grace_given", "keep_stale", "key", "reason", "skip", "skipped", "stale", "tags", "ttl",
+        "ttl_given",
     ],
     Entry: ["created_at", "expires_at", "fresh_until", "tags", "value"],
     asynccache.Caches: ["aclose", "from_env", "from_mapping", "from_toml"],
+    asynccache.testing.FaultyBackend: [
+        "aclose", "delay", "delete", "fail", "get", "get_many", "hang", "heal", "incr", "keys", "leases", "lose",
+        "name", "ping", "set", "set_many", "touch",
+    ],
     asynccache.testing.Sandbox: ["travel"],
 }  # fmt: skip
 
