@@ -59,9 +59,11 @@ class Background:
         """Let go of a launched task whose work is done."""
         self._tasks.discard(task)
 
-    def watch(self, task: asyncio.Task[None]) -> None:
-        """Let go of a launched task whenever it ends, and take note of what it raises, since nobody awaits it."""
-        task.add_done_callback(self._ended)
+    def watch_current(self) -> None:
+        """Let go of the running task whenever it ends, and take note of what it raises, since nobody awaits it."""
+        task = asyncio.current_task()
+        if task is not None:
+            task.add_done_callback(self._ended)
 
     def cancel(self, task: asyncio.Task[None]) -> None:
         """Cancel a task, of whichever loop."""
@@ -76,7 +78,7 @@ class Background:
 
     def _cancel_here(self, task: asyncio.Task[None]) -> None:
         if not task.done():
-            self.watch(task)  # a task that has not begun never comes to its end
+            task.add_done_callback(self._ended)  # a task that has not begun never comes to its end
             task.cancel()
 
     def _ended(self, task: asyncio.Task[None]) -> None:

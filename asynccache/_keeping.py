@@ -1,5 +1,6 @@
 """What a load stores: its value with the times and tags that the terms give it, unless a write has overtaken it."""
 
+import math
 import random
 from collections.abc import Mapping
 from typing import Any, final
@@ -143,7 +144,7 @@ def life_of(
         now,
         fresh_until,
         fresh_until + grace,
-        refresh_at=now + ttl * terms.refresh_ahead if terms.refresh_ahead else fresh_until + grace,
+        refresh_at=now + ttl * terms.refresh_ahead if terms.refresh_ahead else math.inf,
         tags=tags,
         stamp=stamp,
         sliding=ttl if terms.sliding else None,

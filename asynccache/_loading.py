@@ -191,8 +191,7 @@ class Loader:
             if task is not None and task.cancelling():
                 raise
         except (KeyboardInterrupt, SystemExit, GeneratorExit):
-            if flight.task is not None:
-                self.flights.background.watch(flight.task)
+            self.flights.background.watch_current()
             raise  # the program ends, or the loop is gone
         except BaseException as error:  # reaches the waiters, whatever it is
             outcome = self.flights.failed(flight, terms, error)
