@@ -6,7 +6,7 @@ from collections.abc import Callable, Coroutine
 from contextvars import Context
 from typing import Any, Final, final
 
-__all__ = ["Background"]
+__all__ = ["Background", "running_loop"]
 
 _EAGER: Final = sys.version_info >= (3, 12)
 _CLOSING_SECONDS: Final = 1.0  # a factory that swallows its cancellation does not hold up the closing

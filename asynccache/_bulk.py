@@ -46,7 +46,7 @@ class BulkLoader:
         self,
         keys: Sequence[Any],
         full: Mapping[Any, str],
-        prefix: str,
+        prefix: str | None,
         factory: BulkFactory,
         terms: Terms,
         mode: str | None = None,
@@ -56,11 +56,13 @@ class BulkLoader:
         Args:
             keys: What the factory is to be called with.
             full: The whole key of each.
-            prefix: What their keys begin with.
+            prefix: What the keys begin with of what is loaded on top, which is stored too; ``None``: it is not.
             factory: Loads the missing ones.
             terms: How.
             mode: ``"bypass"`` to leave the cache aside, ``"refresh"`` to load all anew.
         """
+        if not keys:
+            return {}
         if mode == "bypass":
             loaded = factory(list(dict.fromkeys(keys)))
             return _in_order(keys, await loaded if inspect.isawaitable(loaded) else loaded)
@@ -111,7 +113,7 @@ class BulkLoader:
         self,
         missing: Mapping[Any, Found | None],
         full: Mapping[Any, str],
-        prefix: str,
+        prefix: str | None,
         factory: BulkFactory,
         terms: Terms,
         reason: str,
@@ -140,7 +142,9 @@ class BulkLoader:
                 mine.stop_waiting(flight)
         return flights
 
-    async def _fly_many(self, flights: Mapping[Any, Flight], prefix: str, factory: BulkFactory, terms: Terms) -> None:
+    async def _fly_many(
+        self, flights: Mapping[Any, Flight], prefix: str | None, factory: BulkFactory, terms: Terms
+    ) -> None:
         members = list(flights.values())
         current_flight.set(members[0])
         outcomes: dict[Flight, Outcome] = {}
@@ -163,7 +167,9 @@ class BulkLoader:
                 self._flights.land(flight, outcomes.get(flight, left))
             self._refresh_ahead(flights, prefix, factory, terms)
 
-    def _refresh_ahead(self, flights: Mapping[Any, Flight], prefix: str, factory: BulkFactory, terms: Terms) -> None:
+    def _refresh_ahead(
+        self, flights: Mapping[Any, Flight], prefix: str | None, factory: BulkFactory, terms: Terms
+    ) -> None:
         """Have those refreshed that were found in the remote store past their refresh point."""
         now = self._clock.monotonic()
         aging = {
@@ -199,7 +205,7 @@ class BulkLoader:
     async def _run_many(
         self,
         wanted: Mapping[Any, Flight],
-        prefix: str,
+        prefix: str | None,
         factory: BulkFactory,
         terms: Terms,
         outcomes: dict[Flight, Outcome],

@@ -65,8 +65,26 @@ class Detours:
 
 
 detours: Final = Detours()
-overridden: ContextVar[Mode] = ContextVar("asynccache_override", default=None)
-current_world: ContextVar["World | None"] = ContextVar("asynccache_world", default=None)
+
+
+@final
+class Override:
+    """One block in which loads are done in another way.
+
+    A task that was begun in the block has it in its context for ever, also when the block is over.
+
+    Attributes:
+        mode: The way.
+        outer: The block around it.
+        ended: Whether it is over.
+    """
+
+    __slots__ = ("ended", "mode", "outer")
+
+    def __init__(self, mode: Mode, outer: "Override | None") -> None:
+        self.mode = mode
+        self.outer = outer
+        self.ended = False
 
 
 @final
@@ -75,10 +93,14 @@ class World:
 
     Attributes:
         clock: The clock of all of them.
+        outer: The world around it.
+        ended: Whether it is over: a task begun in it may outlive it.
     """
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
+        self.outer: World | None = None
+        self.ended = False
         self._inside: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 
     def stand_in(self, outside: Watcher) -> Any:
@@ -90,33 +112,57 @@ class World:
 
     def end(self) -> None:
         """End what still runs here."""
+        self.ended = True
         for inside in list(self._inside.values()):
             inside.end()
+
+
+_override: ContextVar[Override | None] = ContextVar("asynccache_override", default=None)
+_world: ContextVar[World | None] = ContextVar("asynccache_world", default=None)
+
+
+def overridden() -> Mode:
+    """How loads are done here, where not as usual."""
+    block = _override.get()
+    while block is not None and block.ended:
+        block = block.outer
+    return None if block is None else block.mode
+
+
+def current_world() -> World | None:
+    """The sandbox that the caller is in."""
+    world = _world.get()
+    while world is not None and world.ended:
+        world = world.outer
+    return world
 
 
 @contextmanager
 def worlds(world: World) -> Iterator[World]:
     """Have every cache used in this context, and in tasks begun in it, live in the world."""
-    token = current_world.set(world)
+    world.outer = current_world()
+    token = _world.set(world)
     detours.change(+1)
     try:
         yield world
     finally:
         detours.change(-1)
         try:
-            current_world.reset(token)
+            _world.reset(token)
         except ValueError:
-            current_world.set(None)  # entered in one context and left in another, as some test frameworks do
+            _world.set(None)  # entered in one context and left in another, as some test frameworks do
         world.end()
 
 
 @contextmanager
 def override(mode: Mode) -> Iterator[None]:
     """Have the loads of this context, and of tasks begun in it, done in this way."""
-    token = overridden.set(mode)
+    block = Override(mode, _override.get())
+    token = _override.set(block)
     detours.change(+1)
     try:
         yield
     finally:
+        block.ended = True
         detours.change(-1)
-        overridden.reset(token)
+        _override.reset(token)

@@ -124,7 +124,7 @@ class Dispatcher:
         if self.closed:
             raise CacheClosed(f"the cache {self.name!r} is closed")
         if detours.count:
-            world = current_world.get()
+            world = current_world()
             if world is not None and self._clock is not world.clock:
                 stand_in: Dispatcher = world.stand_in(self)
                 return stand_in
@@ -355,7 +355,7 @@ class Dispatcher:
 
     async def _get_or_set(self, key: str, prefix: str, factory: Factory, terms: Terms) -> Any:
         with self.tracing.call("cache.get_or_set", key, template=terms.template) as span:
-            mode = "bypass" if self.disabled else overridden.get()
+            mode = "bypass" if self.disabled else overridden()
             if mode == "bypass":
                 span.result("bypass")
                 return await self.loader.bypass(key, prefix, factory)
@@ -372,11 +372,11 @@ class Dispatcher:
             return await self.loader.refresh(key, prefix, factory, terms, span)
 
     async def get_or_set_many(
-        self, keys: Sequence[Any], full: Mapping[Any, str], prefix: str, factory: BulkFactory, terms: Terms
+        self, keys: Sequence[Any], full: Mapping[Any, str], prefix: str | None, factory: BulkFactory, terms: Terms
     ) -> dict[Any, Any]:
         """The values, the missing ones loaded together."""
         with self.tracing.call("cache.get_or_set_many", size=len(full)):
-            mode = "bypass" if self.disabled else overridden.get()
+            mode = "bypass" if self.disabled else overridden()
             return await self.loader.bulk.get_many(keys, full, prefix, factory, terms, mode)
 
     # Locking

@@ -16,6 +16,7 @@ from contextvars import ContextVar
 from enum import Enum
 from typing import Any, TypeAlias, final
 
+from asynccache._background import running_loop
 from asynccache.clock import Timer
 
 __all__ = ["Flight", "Outcome", "Status", "Waiter", "current_flight", "own_exception", "wake"]
@@ -117,8 +118,10 @@ class Flight:
         if self.ceiling is not None:
             self.ceiling.cancel()
         waiters = self.waiters
-        while waiters:
-            wake(waiters.popitem()[0], outcome, self.loop)
+        if waiters:
+            here = running_loop()  # perhaps another thread's: whoever writes may end a flight
+            while waiters:
+                wake(waiters.popitem()[0], outcome, here)
 
     def start_waiting(self, flight: "Flight") -> None:
         """The factory waits for the other flight."""

@@ -81,34 +81,42 @@ class Keeper:
             return False
 
     async def keep_many(
-        self, wanted: Mapping[Any, Flight], loaded: Mapping[Any, Any], prefix: str, terms: Terms
+        self, wanted: Mapping[Any, Flight], loaded: Mapping[Any, Any], prefix: str | None, terms: Terms
     ) -> None:
         """Store what a bulk load brought: what was asked for, unless overtaken, and what came on top."""
         seats = self._seats
         now = seats.clock.monotonic()
         first = next(iter(wanted.values()))
+        mine = {flight.key: flight for flight in wanted.values()}
         values: dict[str, Any] = {}
         lives: dict[str, Life] = {}
+
+        def overtaken(full: str) -> bool:
+            flight = mine.get(full)
+            return full in self._flights.table if flight is None else flight.void
+
         for key, value in loaded.items():
             flight = wanted.get(key)
-            if flight is None and not isinstance(key, str):
-                continue  # an extra whose key only the caller could build
-            full = prefix + key if flight is None else flight.key
-            overtaken = full in self._flights.table if flight is None else flight.void
-            if overtaken or (terms.cache_if is not None and not terms.cache_if(value)):
+            if flight is not None:
+                full = flight.key
+            elif prefix is not None and isinstance(key, str):
+                full = prefix + key
+            else:
+                continue  # loaded on top, and its key is not known
+            if overtaken(full) or (terms.cache_if is not None and not terms.cache_if(value)):
                 continue
-            ttl, life = self._terms_of(flight or first, prefix, value, terms, None, now)
+            ttl, life = self._terms_of(flight or first, "", value, terms, None, now)
             life = life or (Life(now) if ttl is None else Life(now, now + ttl, now + ttl))
             if seats.tags.valid(life.tags, first.stamp):
                 values[full], lives[full] = value, life
                 self._flights.unthrottle(full)
         try:
             if values:
-                await seats.keep_many(values, now, lives)
+                await seats.keep_many(values, now, lives, overtaken)
         except EncodeError:
             for key, value in values.items():  # one of them: the others can be stored
                 try:
-                    await seats.keep_many({key: value}, now, lives)
+                    await seats.keep_many({key: value}, now, lives, overtaken)
                 except EncodeError as error:
                     seats.hide("a loaded value could not be stored", error)
 

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import math
+import os
 import weakref
 from typing import Final, final
 
@@ -30,6 +31,11 @@ class LocalLeases:
 
     def __len__(self) -> int:
         return len(self._held) + len(self._waiters)
+
+    def forget(self) -> None:
+        """Start anew in a forked child: who holds a lock, and who waits for it, is in the parent."""
+        self._held.clear()
+        self._waiters.clear()
 
     async def acquire(self, key: str, *, ttl: float) -> Lease | None:
         """The lease, for ``ttl`` seconds; ``None`` when somebody else holds it."""
@@ -140,3 +146,12 @@ class Locks:
         """Give the lock back."""
         if lease is not None:
             await self._seats.attempt("lock", self._leases.release(lease), None)
+
+
+def _forget_after_fork() -> None:
+    for leases in list(_of_stores.values()):
+        leases.forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_after_fork)

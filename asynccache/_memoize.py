@@ -10,6 +10,7 @@ import functools
 import inspect
 from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
 from dataclasses import replace
+from sys import getsizeof
 from typing import Any, Concatenate, Final, Generic, ParamSpec, TypeVar, cast, final, overload
 
 from asynccache._dispatcher import Dispatcher
@@ -34,7 +35,8 @@ them."""
 
 _EXACT: Final = frozenset({str, int, bytes, type(None)})
 _MOST_REMEMBERED: Final = 32_768
-_LONGEST_REMEMBERED: Final = 256  # characters of a key, and so about what its arguments may take
+_LONGEST_REMEMBERED: Final = 256  # characters of a key
+_LARGEST_REMEMBERED: Final = 1_024  # bytes of one call's arguments
 
 
 @final
@@ -180,6 +182,10 @@ class Memoized(Generic[P, R]):
     def __repr__(self) -> str:
         return f"<memoized {self._builder.name}>"
 
+    def __reduce__(self) -> str:
+        """Its name: it is copied and pickled as a function is."""
+        return self._function.__qualname__
+
     def _check_class(self, args: tuple[Any, ...]) -> None:
         """Refuse arguments without the class that a class method has in front: since Python 3.13 a ``classmethod``
         around a memoized function leaves it out."""
@@ -188,8 +194,8 @@ class Memoized(Generic[P, R]):
 
     def _full_key(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
         full = self._prefix + self._builder(args, kwargs)
-        rememberable = not kwargs and self._builder.pure and len(full) <= _LONGEST_REMEMBERED
-        if rememberable and _EXACT.issuperset(map(type, args)):
+        small = len(full) <= _LONGEST_REMEMBERED and sum(map(getsizeof, args)) <= _LARGEST_REMEMBERED
+        if small and not kwargs and self._builder.pure and _EXACT.issuperset(map(type, args)):
             if len(self._remembered) >= _MOST_REMEMBERED:
                 self._remembered.clear()
             self._remembered[args] = full
@@ -219,6 +225,10 @@ class _Bound:
     def __getattr__(self, name: str) -> Any:
         """What the function has, its name and code among them, so that `inspect` sees a coroutine function."""
         return getattr(self._memoized, name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Its receiver and its name, as of other methods."""
+        return getattr, (self.__self__, self._memoized._function.__name__)
 
     @property
     def __signature__(self) -> inspect.Signature:
@@ -279,6 +289,10 @@ class MemoizedMany(Generic[K, V]):
     ) -> None:
         if not inspect.iscoroutinefunction(function):
             raise ConfigError(f"memoize_many takes a coroutine function (async def), not {function!r}")
+        if any("{" in tag for tag in terms.tags):
+            raise ConfigError(
+                "memoize_many: its tags are names, not templates: all that is loaded together has the same"
+            )
         self._function = function
         self._core = dispatcher
         self._prefix = prefix
@@ -291,10 +305,16 @@ class MemoizedMany(Generic[K, V]):
 
     async def __call__(self, things: Iterable[K]) -> dict[K, V]:
         """The results that there are, in the order of the things; one call of the function loads the missing ones."""
-        wanted = list(things)
-        return await self._core.here().get_or_set_many(
-            wanted, {each: self._prefix + self.key(each) for each in wanted}, self._prefix, self._function, self._terms
+        fulls: dict[K, str] = {}
+        firsts: dict[str, K] = {}  # things of one key are one: the first stands for the others
+        for each in things:
+            if each not in fulls:
+                full = fulls[each] = self._prefix + self.key(each)
+                firsts.setdefault(full, each)
+        loaded = await self._core.here().get_or_set_many(
+            list(firsts.values()), fulls, None, self._function, self._terms
         )
+        return {each: loaded[firsts[full]] for each, full in fulls.items() if firsts[full] in loaded}
 
     async def invalidate(self, *things: K) -> int:
         """Remove the results; how many were there."""
@@ -307,6 +327,10 @@ class MemoizedMany(Generic[K, V]):
     def __repr__(self) -> str:
         return f"<memoized {self._builder.name}>"
 
+    def __reduce__(self) -> str:
+        """Its name: it is copied and pickled as a function is."""
+        return self._function.__qualname__
+
 
 def _builder_of_one(function: Callable[..., Any], key: KeyRule) -> KeyBuilder:
     """A builder for a function of one of the things: its parameter is what the template names, or ``item``."""
@@ -316,6 +340,8 @@ def _builder_of_one(function: Callable[..., Any], key: KeyRule) -> KeyBuilder:
     name = "item"
     if isinstance(key, str):
         inside = key.replace("{{", "").partition("{")[2]
+        if not inside:
+            raise ConfigError(f"memoize_many: template {key!r} has no field that stands for one of the list")
         name = "".join(iter_identifier(inside)) or name
 
     async def one(item: Any) -> None: ...

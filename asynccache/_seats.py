@@ -200,8 +200,14 @@ class Seats:
             tags=versions,
         )
 
-    async def keep_many(self, values: Mapping[str, Any], now: float, lives: Mapping[str, Life]) -> bool:
-        """Store all in both seats: one round trip."""
+    async def keep_many(
+        self,
+        values: Mapping[str, Any],
+        now: float,
+        lives: Mapping[str, Life],
+        overtaken: Callable[[str], bool] = lambda _: False,
+    ) -> bool:
+        """Store all in both seats, in one round trip, but for those that a write has overtaken meanwhile."""
         taken = True
         if self.remote is not None:
             entries = {}
@@ -211,11 +217,13 @@ class Seats:
                 if entry is not None:
                     entries[key] = entry
             taken = len(entries) == len(values)
+            entries = {key: entry for key, entry in entries.items() if not overtaken(key)}
             taken = await self.attempt("set_many", _done(self.remote.set_many(entries)), False) and taken
         if self.local is not None:
             for key, value in values.items():
                 self._fetching.pop(key, None)
-                taken = self.local.put(key, value, now, None, lives[key]) and taken
+                with self.local.guard():
+                    taken = (not overtaken(key) and self.local.put(key, value, now, None, lives[key])) and taken
         return taken
 
     async def drop(self, keys: Sequence[str]) -> int:

@@ -240,11 +240,12 @@ class Cache:
 
     async def decr(self, key: str, delta: int = 1, *, ttl: Duration | None = None) -> int:
         """Subtract from a counter; as `incr`."""
-        return await self._count("cache.decr", key, -delta, ttl)
+        return await self._count("cache.decr", key, delta, ttl)
 
     async def _count(self, name: str, key: str, delta: int, ttl: Duration | None) -> int:
         if type(delta) is not int:
             raise TypeError(f"delta is an integer, not {type(delta).__name__}")
+        delta = -delta if name == "cache.decr" else delta
         spare = optional_seconds(ttl, "ttl")
         return await self._core.here().add_to(name, whole_key(self._prefix, key), delta, spare)
 
