@@ -22,7 +22,6 @@ from asynccache._seats import Found, OnError, Seats
 from asynccache.backend import Backend, OnlyIf
 from asynccache.backends.memory import MemoryBackend
 from asynccache.clock import Clock
-from asynccache.duration import seconds
 from asynccache.entry import MISSING, Entry
 from asynccache.errors import CacheClosed
 from asynccache.load import Factory
@@ -237,12 +236,7 @@ class Dispatcher:
     ) -> tuple[float | None, Life | None]:
         """The ttl of a value that a caller stores, and its life where that does not say all."""
         if ttl is ...:
-            ttl = terms.ttl
-            if value is None and terms.negative_ttl is not None:
-                ttl = terms.negative_ttl
-            elif terms.ttl_of is not None:
-                given = terms.ttl_of(value)
-                ttl = None if given is None else seconds(given, name="ttl")
+            ttl = terms.ttl_for(value)
         if terms.ordinary and grace is None and not tags:
             return ttl, None
         return life_of(ttl, terms.grace if grace is None else grace, tags, terms, now, self.seats.tags.latest)

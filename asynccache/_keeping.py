@@ -10,7 +10,6 @@ from asynccache._flights import Flights
 from asynccache._life import Life
 from asynccache._seats import Found, Seats
 from asynccache.backend import Lease
-from asynccache.duration import seconds
 from asynccache.entry import Entry
 from asynccache.errors import EncodeError
 from asynccache.load import Load
@@ -124,14 +123,7 @@ class Keeper:
         self, flight: Flight, prefix: str, value: Any, terms: Terms, load: Load | None, now: float
     ) -> tuple[float | None, Life | None]:
         """The ttl of a loaded value, and its life where a ttl does not say all."""
-        ttl = terms.ttl
-        if load is not None and load.ttl_given:
-            ttl = load.ttl
-        elif value is None and terms.negative_ttl is not None:
-            ttl = terms.negative_ttl
-        elif terms.ttl_of is not None:
-            given = terms.ttl_of(value)
-            ttl = None if given is None else seconds(given, name="ttl")
+        ttl = load.ttl if load is not None and load.ttl_given else terms.ttl_for(value)
         grace = terms.grace if load is None or not load.grace_given else load.grace or 0.0
         names = terms.tags if load is None else tuple(prefix + tag for tag in load.tags)
         return life_of(ttl, grace, names, terms, now, flight.stamp)

@@ -188,6 +188,19 @@ class Terms:
             tags=tuple(policy.tags),
         )
 
+    def ttl_for(self, value: Any) -> float | None:
+        """How long this value is fresh, in seconds; ``None`` for ever.
+
+        Raises:
+            ValueError: The function of the value returned no duration.
+        """
+        if value is None and self.negative_ttl is not None:
+            return self.negative_ttl
+        if self.ttl_of is None:
+            return self.ttl
+        given = self.ttl_of(value)
+        return None if given is None else seconds(given, name="ttl")
+
     def tagged(self, tags: tuple[str, ...]) -> "Terms":
         """The same terms for an entry with these tags."""
         return replace(self, tags=tuple(dict.fromkeys(tags)))
