@@ -100,7 +100,7 @@ async def test_what_is_no_factory(cache: Cache, factory: Any) -> None:
         await cache.get_or_set_many(["k"], factory)
 
 
-@pytest.mark.parametrize("delta", [1.0, "1", None])
+@pytest.mark.parametrize("delta", [1.0, True, "1", None])
 async def test_what_is_no_count(cache: Cache, delta: Any) -> None:
     """Counters go by whole numbers: anything else is a ``TypeError``, and nothing is counted."""
     with pytest.raises(TypeError):

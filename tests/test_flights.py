@@ -708,6 +708,32 @@ async def test_a_factory_may_wait_twice_for_one_key(cache: Cache) -> None:
     assert left_in(cache) == {}
 
 
+async def test_a_wait_that_was_given_up_is_no_part_of_a_ring(cache: Cache) -> None:
+    """A factory that has stopped waiting for another load may be waited for by that one."""
+    asks, answers = asyncio.Event(), asyncio.Event()
+
+    async def inner() -> str:
+        await asks.wait()
+        return "inner of " + await cache.get_or_set("outer", outer)
+
+    async def outer() -> str:
+        giving_up = asyncio.create_task(cache.get_or_set("inner", inner))
+        await turns()
+        giving_up.cancel()
+        await turns()
+        asks.set()
+        await answers.wait()
+        return "outer"
+
+    others = asyncio.create_task(cache.get_or_set("inner", inner))
+    await turns()
+    waiting = asyncio.create_task(cache.get_or_set("outer", outer))
+    await turns(60)
+    answers.set()
+    async with asyncio.timeout(2):
+        assert await asyncio.gather(waiting, others) == ["outer", "inner of outer"]
+
+
 async def test_a_call_that_is_never_awaited_asks_for_nothing(cache: Cache) -> None:
     """Making the coroutine and closing it runs no factory and leaves no trace."""
     waiting = cache.get_or_set("k", lambda: 1 / 0)

@@ -1,8 +1,11 @@
 """A memoized function is the function, whatever it is and however it is called."""
 
 import asyncio
+import copy
 import functools
 import inspect
+import pickle
+import tracemalloc
 import typing
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
@@ -344,6 +347,30 @@ class TestArguments:
         with pytest.raises(InvalidKeyError, match="longer than"):
             await f("a" * 2_000)
 
+    async def test_huge_arguments_are_not_remembered(self, cache: Cache) -> None:
+        """An argument of a megabyte is not kept alive by a key that is short, being a digest or leaving it out."""
+
+        @cache.memoize()
+        async def by_digest(x: Any) -> int:
+            return 1
+
+        @cache.memoize(key="k:{number}")
+        async def by_template(number: int, x: Any) -> int:
+            return 1
+
+        tracemalloc.start()
+        try:
+            before, _ = tracemalloc.get_traced_memory()
+            for number in range(5):
+                for function in (by_digest, functools.partial(by_template, number)):
+                    await function(str(number) * 1_000_000)
+                    await function(bytes([number]) * 1_000_000)
+                    await function(1 << (8_000_000 + number))
+            after, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert after - before < 2_000_000
+
     async def test_text_that_is_no_utf8(self, cache: Cache) -> None:
         """A lone surrogate is an argument like another for the default key, and a clear error in a template."""
 
@@ -582,6 +609,43 @@ class TestOptions:
         assert found == ["a", "a", "b", "b"]
 
 
+class TestCopies:
+    """A memoized function is copied and pickled as the function would be: by name."""
+
+    def test_of_a_function(self) -> None:
+        """Copies are the function itself, and a pickle brings it back."""
+        for kept in (at_import, many_at_import):
+            assert copy.copy(kept) is kept
+            assert copy.deepcopy({"f": kept})["f"] is kept
+            assert pickle.loads(pickle.dumps(kept)) is kept
+
+    def test_of_a_method(self) -> None:
+        """A bound method is copied and pickled with its receiver."""
+        method = Point(3).double
+        for again in (copy.copy(method), copy.deepcopy(method), pickle.loads(pickle.dumps(method))):
+            assert asyncio.run(again()) == 6
+        assert asyncio.run(pickle.loads(pickle.dumps(Point.origin))()) == 0
+
+
+@SHARED.memoize_many()
+async def many_at_import(xs: list[int]) -> dict[int, int]:
+    return dict.fromkeys(xs, 1)
+
+
+class Point:
+    def __init__(self, x: int) -> None:
+        self.x = x
+
+    @SHARED.memoize(key="point:{self.x}")
+    async def double(self) -> int:
+        return self.x * 2
+
+    @SHARED.memoize()
+    @classmethod
+    async def origin(cls) -> int:
+        return 0
+
+
 class TestMany:
     """`memoize_many`: each thing of a list is cached by itself."""
 
@@ -685,6 +749,42 @@ class TestMany:
         assert found == [{item: item * 10 for item in range(start, start + 10)} for start in range(20)]
         assert sorted(asked) == list(range(29))
 
+    @pytest.mark.parametrize("first", [[1, True], [True, 1], [1.0, 1]])
+    async def test_equal_and_not_the_same(self, cache: Cache, first: list[Any]) -> None:
+        """Of things that are equal the first is loaded, and kept as the one that it is."""
+
+        @cache.memoize_many()
+        async def f(items: list[Any]) -> dict[Any, str]:
+            return {item: repr(item) for item in items}
+
+        assert list((await f(first)).values()) == [repr(first[0])]
+        assert list((await f([first[1]])).values()) == [repr(first[1])]
+        assert list((await f([first[0]])).values()) == [repr(first[0])]
+
+    async def test_two_things_of_one_key(self, cache: Cache) -> None:
+        """Things that a key function takes for one are one: loaded once, found again as they were given."""
+        asked: list[str] = []
+
+        @cache.memoize_many(key=lambda name: f"u:{name.lower()}")
+        async def f(names: list[str]) -> dict[str, str]:
+            asked.extend(names)
+            return {name: name for name in names}
+
+        for _ in range(2):
+            assert await f(["A", "a"]) == {"A": "A", "a": "A"}
+        assert asked == ["A"]
+
+    async def test_what_is_added_touches_no_other_key(self, cache: Cache) -> None:
+        """A thing that nobody asked for is not stored under its own name, which is no key of the function's."""
+
+        @cache.memoize_many(key="u:{name}")
+        async def f(names: list[str]) -> dict[str, str]:
+            return {"asked": "x", "config": "y"}
+
+        await cache.set("config", "mine")
+        assert await f(["asked"]) == {"asked": "x"}
+        assert await cache.get("config") == "mine"
+
     async def test_a_thing_without_identity(self, cache: Cache) -> None:
         """A thing that no key can be made of is refused, and nothing is loaded."""
 
@@ -723,6 +823,9 @@ class TestMany:
         ("options", "hint"),
         [
             ({"key": "u:{a}:{b}"}, "'b'"),
+            ({"key": "users"}, "no field"),
+            ({"key": "{{users}}"}, "no field"),
+            ({"tags": ["u:{item}"]}, "templates"),
             ({"key": "u:{"}, "u:{"),
             ({"key": 5}, "template"),
             ({"tags": "users"}, "collection"),

@@ -134,6 +134,31 @@ async def test_in_child_tasks(counting: Counting) -> None:
     assert await outliving == 1
 
 
+async def test_an_ended_override_stays_ended(counting: Counting) -> None:
+    """A task that outlives the block that it was begun in has no override, whoever else has one by then."""
+    ended = asyncio.Event()
+    await counting.f(1)
+
+    async def outliving() -> int:
+        await ended.wait()
+        return await counting.f(1)
+
+    with counting.cache.override(bypass=True):
+        task = asyncio.create_task(outliving())
+    with counting.cache.override(refresh=True):
+        ended.set()
+        assert await task == 1
+
+
+async def test_a_bypassed_bulk_of_nothing(counting: Counting) -> None:
+    """No keys, no call of the loader, inside an override too."""
+    for mode in ({"bypass": True}, {"refresh": True}):
+        with counting.cache.override(**mode):
+            assert await counting.many([]) == {}
+            assert await counting.cache.get_or_set_many(iter(()), lambda keys: counting.run()) == {}
+    assert counting.runs == 0
+
+
 async def test_in_threads(counting: Counting) -> None:
     """A thread has the override when it is begun with the context, and not otherwise."""
     await counting.f(1)

@@ -1,6 +1,7 @@
 """One cache object under loop after loop, in threads, on both sides of a fork, and at the end of a program."""
 
 import asyncio
+import gc
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from asynccache import Cache, CacheClosed, LoadCancelled
+from asynccache import Cache, CacheClosed, LoadCancelled, LoadTimeout
 
 
 def run_script(script: str, *, strict: bool = True) -> tuple[int, str, str]:
@@ -91,6 +92,30 @@ class TestLoops:
                 return found
 
         assert asyncio.run(after()) == ["single", "many", "alone", "detached"]
+
+    def test_a_bulk_of_a_closed_loop(self) -> None:
+        """Keys whose bulk load was lost with a loop that was just closed are loaded anew, in bulk and by one."""
+        cache = Cache()
+        loop = asyncio.new_event_loop()
+        loop.set_exception_handler(lambda *_: None)  # asyncio's own word on tasks that were left pending
+
+        async def hang(keys: list[str]) -> Any:
+            await loop.create_future()
+
+        task = loop.create_task(cache.get_or_set_many(["a", "b", "c"], hang))
+        for _ in range(3):
+            loop.run_until_complete(asyncio.sleep(0))
+        loop.close()
+
+        async def after() -> tuple[Any, Any]:
+            async with asyncio.timeout(2):
+                one = await cache.get_or_set("a", lambda: 1)
+                return one, await cache.get_or_set_many(["a", "b"], lambda keys: dict.fromkeys(keys, 2))
+
+        assert asyncio.run(after()) == (1, {"a": 1, "b": 2})
+        asyncio.run(cache.aclose())
+        del task
+        gc.collect()
 
 
 class TestThreads:
@@ -208,6 +233,86 @@ class TestThreads:
                 return await cache.get_or_set("k", load, tags=["t"]), await cache.get("k")
 
             assert asyncio.run(ask()) == ("older", "newer" if write == "set" else None)
+
+    @pytest.mark.parametrize("debug", [False, True])
+    def test_closed_from_another_thread(self, debug: bool) -> None:
+        """When a cache is closed by another thread's loop, a waiter gets `LoadCancelled` at once, in debug mode too."""
+        cache = Cache()
+        loading = threading.Event()
+
+        async def hang() -> None:
+            loading.set()
+            await asyncio.Event().wait()
+
+        def close() -> None:
+            loading.wait(5)
+            time.sleep(0.05)  # the waiter's loop sleeps in its selector
+            asyncio.run(cache.aclose())
+
+        outcome, _ = in_threads(lambda: asyncio.run(cache.get_or_set("k", hang), debug=debug), close)
+        assert isinstance(outcome, LoadCancelled)
+
+    @pytest.mark.parametrize("debug", [False, True])
+    def test_given_up_from_another_thread(self, debug: bool) -> None:
+        """When the background timeout of a follower in another thread passes, the leader's loop is told."""
+        cache = Cache()
+        loading = threading.Event()
+
+        async def hang() -> None:
+            loading.set()
+            await asyncio.Event().wait()
+
+        async def follow() -> None:
+            with pytest.raises(LoadTimeout):
+                await cache.get_or_set("k", hang, hard_timeout=0.05, background_timeout=0.05)
+            await asyncio.sleep(0.2)
+
+        def second() -> None:
+            loading.wait(5)
+            asyncio.run(follow(), debug=debug)
+
+        outcome, _ = in_threads(lambda: asyncio.run(cache.get_or_set("k", hang), debug=debug), second)
+        assert isinstance(outcome, LoadTimeout)
+
+    def test_written_on_another_thread_while_a_bulk_is_stored(self) -> None:
+        """A value that another thread sets while a bulk load's results are being stored stays."""
+        cache = Cache()
+        storing, written = threading.Event(), threading.Event()
+
+        def cache_if(value: str) -> bool:
+            if value == "b":
+                storing.set()
+                written.wait(5)
+            return True
+
+        def bulk() -> None:
+            asyncio.run(cache.get_or_set_many(["a", "b"], lambda keys: {key: key for key in keys}, cache_if=cache_if))
+
+        def write() -> None:
+            storing.wait(5)
+            asyncio.run(cache.set("a", "newer"))
+            written.set()
+
+        assert in_threads(bulk, write) == [None, None]
+        assert asyncio.run(cache.get("a")) == "newer"
+
+    def test_a_lock_between_threads(self) -> None:
+        """A lock excludes between loops in two threads, and wakes whoever waits in the other one."""
+        cache = Cache()
+        inside: list[int] = []
+        most: list[int] = []
+
+        async def work() -> None:
+            for _ in range(50):
+                async with cache.lock("k", ttl=60):
+                    inside.append(1)
+                    most.append(len(inside))
+                    await asyncio.sleep(0)
+                    inside.pop()
+
+        outcomes = in_threads(*[lambda: asyncio.run(asyncio.wait_for(work(), 8))] * 2)
+        assert outcomes == [None, None]
+        assert max(most) == 1
 
 
 class TestClosing:
@@ -514,6 +619,28 @@ async def load():
     return "parent"
 async def main():
     assert await cache.get_or_set("k", load) == "parent"
+    print("fine")
+asyncio.run(main())
+""",
+            strict=False,
+        ) == (0, "fine\n", "")
+
+    def test_a_lock_that_the_parent_holds(self) -> None:
+        """A child waits for no lock of its parent's, which holds it on."""
+        assert run_script(
+            FORK
+            + """
+cache = Cache()
+async def in_child():
+    async with cache.lock("k", ttl=60, timeout=1):
+        pass
+async def main():
+    async with cache.lock("k", ttl=60):
+        waiter = asyncio.create_task(cache.lock("k", ttl=60).__aenter__())
+        await asyncio.sleep(0)
+        child(in_child)
+        assert not waiter.done()
+    await waiter
     print("fine")
 asyncio.run(main())
 """,
