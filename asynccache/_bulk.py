@@ -6,11 +6,10 @@ Each key has a flight of its own, so that single callers join it; the flights of
 import asyncio
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from contextvars import copy_context
 from typing import Any, Final, TypeAlias, final
 
 from asynccache._flight import Flight, Outcome, Status, current_flight
-from asynccache._flights import CANCELLED, Flights, Ticket
+from asynccache._flights import CANCELLED, Flights, Journal, Ticket
 from asynccache._keeping import Keeper
 from asynccache._seats import Found, Seats
 from asynccache.clock import stopwatch
@@ -91,8 +90,9 @@ class BulkLoader:
             else:
                 missing[key] = found
         if aging:
-            self._depart_many(aging, full, prefix, factory, terms, "background", now)
-        flights = self._depart_many(missing, full, prefix, factory, terms, "refresh" if mode else "bulk", now, mine)
+            self._depart_many(aging, {}, full, prefix, factory, terms, "background", now)
+        reason = "refresh" if mode else "bulk"
+        flights = self._depart_many(missing, joined, full, prefix, factory, terms, reason, now, mine)
         tickets = {key: Ticket(self._flights, flight, terms, loop, mine) for key, flight in (joined | flights).items()}
         try:
             for key, ticket in tickets.items():
@@ -112,6 +112,7 @@ class BulkLoader:
     def _depart_many(
         self,
         missing: Mapping[Any, Found | None],
+        joined: dict[Any, Flight],
         full: Mapping[Any, str],
         prefix: str | None,
         factory: BulkFactory,
@@ -125,20 +126,29 @@ class BulkLoader:
         self._flights.check_open()
         loop = asyncio.get_running_loop()
         stamp = self._seats.tags.latest
-        flights = {key: Flight(full[key], reason, loop, now, stamp, found) for key, found in missing.items()}
+        flights: dict[Any, Flight] = {}
+        for key, found in missing.items():
+            flight = Flight(full[key], reason, loop, now, stamp, found)
+            while not self._flights.enter(flight, terms):  # two of the keys are one, or another thread was earlier
+                other = self._flights.under_way(flight.key, terms, loop)
+                if other is not None:
+                    joined[key] = other
+                    break
+            else:
+                flights[key] = flight
+        if not flights:
+            return {}
         group = list(flights.values())
         for flight in group:
             flight.group = group
             flight.tags = terms.tags
-            self._flights.table[flight.key] = flight
             if reason == "background":
                 self._flights.detach(flight, terms)
             if mine is not None:
                 mine.start_waiting(flight)
-        task = self._flights.background.start(self._fly_many(flights, prefix, factory, terms), copy_context())
-        for flight in group:
-            flight.task = task
-            if mine is not None:
+        self._flights.depart_together(group, self._fly_many(flights, prefix, factory, terms))
+        if mine is not None:
+            for flight in group:
                 mine.stop_waiting(flight)
         return flights
 
@@ -152,19 +162,25 @@ class BulkLoader:
         try:
             wanted = await self._bring_many(flights, terms)
             if wanted:
-                await self._run_many(wanted, prefix, factory, terms, outcomes)
+                with self._flights.journal() as journal:
+                    await self._run_many(wanted, prefix, factory, terms, outcomes, journal)
             left = _ABSENT
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
         except (KeyboardInterrupt, SystemExit, GeneratorExit):
+            self._flights.background.watch_current()
             raise  # the program ends, or the loop is gone
         except BaseException as error:
             outcomes = {flight: self._flights.failed(flight, terms, error) for flight in members}
         finally:
+            task = members[0].task
             for flight in members:
                 self._flights.land(flight, outcomes.get(flight, left))
+                flight.task = flight.group = None  # they would hold each other, and the values
+            if task is not None:
+                self._flights.background.landed(task)
             self._refresh_ahead(flights, prefix, factory, terms)
 
     def _refresh_ahead(
@@ -179,7 +195,7 @@ class BulkLoader:
         }
         if aging and not self._flights.full:
             full = {key: flights[key].key for key in aging}
-            self._depart_many(aging, full, prefix, factory, terms, "background", now)
+            self._depart_many(aging, {}, full, prefix, factory, terms, "background", now)
 
     async def _bring_many(self, flights: Mapping[Any, Flight], terms: Terms) -> dict[Any, Flight]:
         """Those that the remote store does not have either."""
@@ -209,6 +225,7 @@ class BulkLoader:
         factory: BulkFactory,
         terms: Terms,
         outcomes: dict[Flight, Outcome],
+        journal: Journal,
     ) -> None:
         counters = self._counters
         counters.loads += 1
@@ -238,7 +255,7 @@ class BulkLoader:
             for key, flight in wanted.items():
                 if key in loaded:
                     outcomes[flight] = (Status.VALUE, loaded[key])
-            await self._keeper.keep_many(wanted, loaded, prefix, terms)
+            await self._keeper.keep_many(wanted, loaded, prefix, terms, journal)
 
 
 def _in_order(keys: Sequence[Any], loaded: Mapping[Any, Any]) -> dict[Any, Any]:

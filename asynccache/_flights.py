@@ -9,7 +9,8 @@ its cancellation.
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import Callable, Collection, Coroutine, Iterator
+from contextlib import contextmanager
 from contextvars import copy_context
 from typing import Any, Final, final
 
@@ -23,11 +24,12 @@ from asynccache.policy import Terms
 from asynccache.stats import Counters
 from asynccache.telemetry import NO_SPAN, CallSpan
 
-__all__ = ["CANCELLED", "Flights", "Ticket"]
+__all__ = ["CANCELLED", "Flights", "Journal", "Ticket"]
 
 CANCELLED: Final[Outcome] = (Status.CANCELLED, None)
 _TIMEOUT: Final[Outcome] = (Status.TIMEOUT, None)
 _MOST_DETACHED: Final = 1_000  # past that, a timeout cancels the load instead of detaching it
+_MOST_JOURNALED: Final = 10_000  # keys written during one bulk load, before all are taken for written
 _MOST_THROTTLES: Final = 10_000  # records of failed loads, before those that are over are dropped
 
 
@@ -49,6 +51,7 @@ class Flights:
         self._counters = counters
         self._loners: dict[str, list[Flight]] = {}  # of callers who share with nobody
         self._retry_at: dict[str, float] = {}
+        self._journals: list[Journal] = []
         self._detached = 0
         self._closed = False
 
@@ -114,7 +117,24 @@ class Flights:
 
     def depart(self, flight: Flight, work: Coroutine[Any, Any, None]) -> None:
         """Start the work of a flight, which lands it, in a copy of the caller's context."""
-        flight.task = self.background.launch(work, copy_context(), flight.loop)
+        task = self.background.launch(work, copy_context(), flight.loop, lambda task: self._gone([flight], task))
+        if not flight.landed:  # a landed flight and the context of its task would hold each other
+            flight.task = task
+
+    def depart_together(self, flights: list[Flight], work: Coroutine[Any, Any, None]) -> None:
+        """The same for the flights of one bulk load."""
+        loop = flights[0].loop
+        task = self.background.launch(work, copy_context(), loop, lambda task: self._gone(flights, task))
+        for flight in flights:
+            if not flight.landed:
+                flight.task = task
+
+    def _gone(self, flights: list[Flight], task: asyncio.Task[None]) -> None:
+        """Their task has ended, perhaps before it had begun: then nobody has told those who wait."""
+        self.background.landed(task)
+        for flight in flights:
+            flight.task = None
+            self.land(flight, CANCELLED)
 
     @property
     def full(self) -> bool:
@@ -126,6 +146,8 @@ class Flights:
     def supersede(self, key: str) -> None:
         """Make the key's load void, because of a write: what it brings is not stored, and later callers start
         another."""
+        for journal in self._journals:
+            journal.note(key)
         flight = self.table.pop(key, None)
         if flight is not None:
             flight.void = True
@@ -139,8 +161,20 @@ class Flights:
 
     def supersede_where(self, matches: Callable[[str], bool]) -> None:
         """The same for every load of a key that matches."""
+        for journal in self._journals:
+            journal.cleared.append(matches)
         for key in [key for key in (*self.table, *self._loners, *self._retry_at) if matches(key)]:
             self.supersede(key)
+
+    @contextmanager
+    def journal(self) -> Iterator["Journal"]:
+        """What is written meanwhile: a bulk load may bring values of keys that have no flight."""
+        journal = Journal()
+        self._journals.append(journal)
+        try:
+            yield journal
+        finally:
+            self._journals.remove(journal)
 
     def supersede_tagged(self, tags: Collection[str], prefix: str) -> None:
         """The same for every load of an entry that has, or replaces one that has, one of the tags."""
@@ -275,6 +309,32 @@ class Flights:
         """Note that a load succeeded."""
         if self._retry_at:
             self._retry_at.pop(key, None)
+
+
+@final
+class Journal:
+    """The keys that were written since it was begun.
+
+    Attributes:
+        cleared: What tells the keys that were cleared.
+    """
+
+    __slots__ = ("_keys", "cleared")
+
+    def __init__(self) -> None:
+        self._keys: set[str] = set()
+        self.cleared: list[Callable[[str], bool]] = []
+
+    def note(self, key: str) -> None:
+        """Note a write; past a bound, of every key."""
+        if len(self._keys) < _MOST_JOURNALED:
+            self._keys.add(key)
+        elif not self.cleared:
+            self.cleared.append(lambda _: True)
+
+    def has(self, key: str) -> bool:
+        """Whether the key may have been written."""
+        return key in self._keys or any(matches(key) for matches in self.cleared)
 
 
 @final

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from typing import Any, final
 
 from asynccache._flight import Flight
-from asynccache._flights import Flights
+from asynccache._flights import Flights, Journal
 from asynccache._life import Life
 from asynccache._seats import Found, Seats
 from asynccache.backend import Lease
 from asynccache.entry import Entry
 from asynccache.errors import EncodeError
+from asynccache.keys import check_key
 from asynccache.load import Load
 from asynccache.policy import Terms
 
@@ -80,7 +81,12 @@ class Keeper:
             return False
 
     async def keep_many(
-        self, wanted: Mapping[Any, Flight], loaded: Mapping[Any, Any], prefix: str | None, terms: Terms
+        self,
+        wanted: Mapping[Any, Flight],
+        loaded: Mapping[Any, Any],
+        prefix: str | None,
+        terms: Terms,
+        journal: Journal,
     ) -> None:
         """Store what a bulk load brought: what was asked for, unless overtaken, and what came on top."""
         seats = self._seats
@@ -92,14 +98,16 @@ class Keeper:
 
         def overtaken(full: str) -> bool:
             flight = mine.get(full)
-            return full in self._flights.table if flight is None else flight.void
+            if flight is None:
+                return full in self._flights.table or journal.has(full)
+            return flight.void
 
         for key, value in loaded.items():
             flight = wanted.get(key)
             if flight is not None:
                 full = flight.key
             elif prefix is not None and isinstance(key, str):
-                full = prefix + key
+                full = prefix + check_key(key)
             else:
                 continue  # loaded on top, and its key is not known
             if overtaken(full) or (terms.cache_if is not None and not terms.cache_if(value)):

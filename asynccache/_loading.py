@@ -201,6 +201,7 @@ class Loader:
                 self._refresh_ahead(flight.key, prefix, factory, terms, flight.aging, self._clock.monotonic())
             if flight.task is not None:
                 self.flights.background.landed(flight.task)
+                flight.task = None  # its context holds the flight: together they would live until the collector runs
 
     async def _run(self, flight: Flight, prefix: str, factory: Factory, terms: Terms, lease: Lease | None) -> Any:
         """Call the factory and store what it returns."""

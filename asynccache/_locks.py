@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import math
 import os
+import threading
 import weakref
 from typing import Final, final
 
@@ -17,44 +18,49 @@ from asynccache.errors import LockTimeout
 __all__ = ["LocalLeases", "Locks"]
 
 _GIVEN_BACK: Final = (Status.VALUE, None)
+_NEXT: Final = "next"  # the token of a lease that is kept for the waiter who was woken
+_TURN_SECONDS: Final = 1.0
+_NOBODY: Final = ("", 0.0)
 
 
 @final
 class LocalLeases:
-    """Grants the right to one key at a time, to callers of any task, loop or thread; first come, first served."""
+    """Grants the right to one key at a time, to callers of any task, loop or thread; first come, first served.
+
+    The next in the queue is woken when a lease is given back, and it is kept for him until he has it, so that nobody
+    gets in between.
+    """
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._held: dict[str, tuple[str, float]] = {}
         self._waiters: dict[str, dict[Waiter, None]] = {}
         self._tokens = itertools.count(1)
+        self._guard = threading.RLock()  # loops in several threads: looking and changing are one step
 
     def __len__(self) -> int:
         return len(self._held) + len(self._waiters)
 
-    def forget(self) -> None:
-        """Start anew in a forked child: who holds a lock, and who waits for it, is in the parent."""
-        self._held.clear()
-        self._waiters.clear()
-
     async def acquire(self, key: str, *, ttl: float) -> Lease | None:
         """The lease, for ``ttl`` seconds; ``None`` when somebody else holds it."""
-        now = self._clock.monotonic()
-        held = self._held.get(key)
-        if held is not None and now < held[1]:
-            return None
-        token = str(next(self._tokens))
-        self._held[key] = (token, now + ttl)
-        return Lease(key, token)
+        with self._guard:
+            now = self._clock.monotonic()
+            held = self._held.get(key)
+            if held is not None and now < held[1]:
+                return None
+            token = str(next(self._tokens))
+            self._held[key] = (token, now + ttl)
+            return Lease(key, token)
 
     async def renew(self, lease: Lease, *, ttl: float) -> bool:
         """Hold it for ``ttl`` seconds from now; ``False`` when it has lapsed."""
-        now = self._clock.monotonic()
-        held = self._held.get(lease.key)
-        if held is None or held[0] != lease.token or now >= held[1]:
-            return False
-        self._held[lease.key] = (lease.token, now + ttl)
-        return True
+        with self._guard:
+            now = self._clock.monotonic()
+            held = self._held.get(lease.key)
+            if held is None or held[0] != lease.token or now >= held[1]:
+                return False
+            self._held[lease.key] = (lease.token, now + ttl)
+            return True
 
     async def commit(self, lease: Lease, entry: Entry) -> bool:
         """Nothing is stored here."""
@@ -62,44 +68,57 @@ class LocalLeases:
 
     async def release(self, lease: Lease) -> None:
         """Give it back and wake the first in the queue."""
-        held = self._held.get(lease.key)
-        if held is not None and held[0] == lease.token:
-            del self._held[lease.key]
-            waiters = self._waiters.get(lease.key)
-            if waiters:
-                first = next(iter(waiters))
-                del waiters[first]
-                wake(first, _GIVEN_BACK, asyncio.get_running_loop())
+        self._end(lease.key, lease.token)
 
     async def wait(self, key: str, *, timeout: float) -> None:
         """Return when the lease was given back or has lapsed, or after ``timeout`` seconds."""
-        held = self._held.get(key)
-        if held is None:
-            return
         loop = asyncio.get_running_loop()
         waiter: Waiter = loop.create_future()
-        queue = self._waiters.setdefault(key, {})
-        queue[waiter] = None
+        with self._guard:
+            held = self._held.get(key)
+            if held is None:
+                return
+            queue = self._waiters.setdefault(key, {})
+            queue[waiter] = None
         pause = max(0.0, min(timeout, held[1] - self._clock.monotonic()))
         timer = self._clock.call_later(pause, lambda: wake(waiter, _GIVEN_BACK, loop))
         try:
             await waiter
-        except asyncio.CancelledError:
-            if waiter not in queue and key not in self._held:
-                self._wake_next(key)  # it was this caller's turn: the next one takes it
+        except BaseException:
+            if waiter not in queue:
+                self._end(key, _NEXT)  # it was this caller's turn: the next one takes it
             raise
+        else:
+            if waiter not in queue:
+                with self._guard:
+                    if self._held.get(key, _NOBODY)[0] == _NEXT:
+                        del self._held[key]  # for this caller, who acquires it now
         finally:
             timer.cancel()
-            queue.pop(waiter, None)
-            if not queue and self._waiters.get(key) is queue:
-                del self._waiters[key]
+            with self._guard:
+                queue.pop(waiter, None)
+                if not queue and self._waiters.get(key) is queue:
+                    del self._waiters[key]
 
-    def _wake_next(self, key: str) -> None:
-        waiters = self._waiters.get(key)
-        if waiters:
+    def _end(self, key: str, token: str) -> None:
+        with self._guard:
+            if self._held.get(key, _NOBODY)[0] != token:
+                return
+            del self._held[key]
+            waiters = self._waiters.get(key)
+            if not waiters:
+                return
             first = next(iter(waiters))
             del waiters[first]
-            wake(first, _GIVEN_BACK, asyncio.get_running_loop())
+            # It lapses too, should the loop of the one who is woken be gone.
+            self._held[key] = (_NEXT, self._clock.monotonic() + _TURN_SECONDS)
+        wake(first, _GIVEN_BACK, None)
+
+    def forget(self) -> None:
+        """Start anew in a forked child: who holds and who waits is in the parent."""
+        self._guard = threading.RLock()
+        self._held.clear()
+        self._waiters.clear()
 
 
 _of_stores: "weakref.WeakKeyDictionary[object, LocalLeases]" = weakref.WeakKeyDictionary()

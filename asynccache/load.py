@@ -33,7 +33,7 @@ class Load:
         key: The key that is being loaded, without the namespace.
         stale: The entry that the new value will replace, past its ttl and within its grace; ``None`` when there is
             none.
-        reason: Why the factory runs: ``"miss"``, ``"stale"``, ``"refresh"`` or ``"background"``.
+        reason: Why the factory runs: ``"miss"`` (also of a stale entry), ``"refresh"`` or ``"background"``.
     """
 
     __slots__ = ("_grace", "_skip", "_tags", "_ttl", "key", "reason", "stale")

@@ -149,6 +149,9 @@ def _goes_through(node: ast.AST, kind: str) -> bool:
         return kind == "failures" and _catches_all(node)
     if isinstance(node, ast.Call) and kind == "failures":
         return _name(node.func) == "suppress" and any(_name(each) in _ALL for each in node.args)
+    if isinstance(node, ast.ClassDef) and kind == "tasks":
+        bases = [base.value if isinstance(base, ast.Subscript) else base for base in node.bases]
+        return any(_name(base) == "Task" for base in bases)
     if isinstance(node, ast.ImportFrom):
         names = {alias.name for alias in node.names}
         return {

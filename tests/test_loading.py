@@ -1,13 +1,15 @@
 """Loads store what they should, give everybody what is his, and count what happened: single, bulk and unshared."""
 
 import asyncio
+import gc
+import weakref
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
 import pytest_asyncio
 
-from asynccache import Cache, CacheError, LoadCancelled, LoadTimeout, Policy, RecursiveLoad
+from asynccache import Cache, CacheError, InvalidKeyError, LoadCancelled, LoadTimeout, Policy, RecursiveLoad
 from asynccache.load import wants_load
 from asynccache.testing import TravellingClock
 
@@ -252,6 +254,54 @@ class TestUnshared:
         assert [type(outcome) for outcome in outcomes] == [LoadCancelled, asyncio.CancelledError, LoadCancelled]
         assert sorted(ended) == [0, 1, 2]
 
+    async def test_a_write_wins_over_a_load_beside_an_unshared_bulk(self, cache: Cache) -> None:
+        """A bulk that shares with nobody does not hide the loads under way from a delete, nor another such bulk."""
+        bulk = Bulk(held=True)
+        waiting = [
+            asyncio.create_task(cache.get_or_set_many(["k"], bulk.load)),
+            asyncio.create_task(cache.get_or_set_many(["k"], bulk.load, lock="none")),
+            asyncio.create_task(cache.get_or_set_many(["k"], bulk.load, lock="none")),
+        ]
+        await turns()
+        assert bulk.asked == [["k"]] * 3
+        await cache.delete("k")
+        bulk.gate.set()
+        await asyncio.gather(*waiting)
+        assert await cache.get("k") is None
+
+
+class TestExtras:
+    """What a loader brings on top of what it was asked for."""
+
+    @pytest.mark.parametrize("write", ["set", "delete", "clear", "delete_many", "set_many"])
+    async def test_a_write_wins_over_an_extra(self, cache: Cache, write: str) -> None:
+        """An extra whose key was written while the loader ran is not stored: it may be older than the write."""
+        gate = asyncio.Event()
+
+        async def load(keys: list[str]) -> dict[str, str]:
+            await gate.wait()
+            return {"asked": "v", "extra": "older"}
+
+        await cache.set("extra", "old")
+        waiting = asyncio.create_task(cache.get_or_set_many(["asked"], load))
+        await turns()
+        arguments: Any = {
+            "set": ("extra", "newer"), "set_many": ({"extra": "newer"},), "delete": ("extra",),
+            "delete_many": (["extra"],), "clear": ("ex*",),
+        }[write]  # fmt: skip
+        await getattr(cache, write)(*arguments)
+        gate.set()
+        await waiting
+        assert await cache.get("extra") == ("newer" if write.startswith("set") else None)
+
+    @pytest.mark.parametrize("extra", ["", "view\0k", "\ud800", "x" * 2_000])
+    async def test_an_extra_that_is_no_key(self, cache: Cache, extra: str) -> None:
+        """An extra whose name is no key is refused: it would be nobody's entry, or one of a view's."""
+        await cache.namespace("view").set("k", "mine")
+        with pytest.raises(InvalidKeyError):
+            await cache.get_or_set_many(["a"], lambda keys: {"a": 1, extra: "x"})
+        assert await cache.namespace("view").get("k") == "mine"
+
 
 class TestContext:
     """What a factory is given."""
@@ -380,3 +430,38 @@ async def test_a_policy_for_one_call(cache: Cache) -> None:
     assert [await cache.ttl(key) for key in "abc"] == [5, 7, 5]
     await cache.invalidate_tags("own")
     assert await cache.get_many(list("abc")) == {}
+
+
+@pytest.mark.parametrize("suspends", [False, True])
+@pytest.mark.parametrize("many", [False, True])
+async def test_a_value_that_is_not_stored_is_freed_at_once(cache: Cache, suspends: bool, many: bool) -> None:
+    """Nothing of a finished load holds on to its value: it is gone without the garbage collector."""
+
+    class Value:
+        pass
+
+    ghosts: list[weakref.ref[Value]] = []
+
+    async def load(*_: Any) -> Any:
+        if suspends:
+            await asyncio.sleep(0)
+        value = Value()
+        ghosts.append(weakref.ref(value))
+        return {"k": value} if many else value
+
+    def skip(value: Any) -> bool:
+        return False
+
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(5):
+            if many:
+                await cache.get_or_set_many(["k"], load, cache_if=skip)
+            else:
+                await cache.get_or_set("k", lambda: load(), cache_if=skip)
+        await turns()
+        alive = sum(ghost() is not None for ghost in ghosts)
+    finally:
+        gc.enable()
+    assert alive == 0
