@@ -63,6 +63,8 @@ class BulkLoader:
         if not keys:
             return {}
         if mode == "bypass":
+            self._counters.misses += len(keys)
+            self._counters.loads += 1
             loaded = factory(list(dict.fromkeys(keys)))
             return _in_order(keys, await loaded if inspect.isawaitable(loaded) else loaded)
         now = self._clock.monotonic()
@@ -100,14 +102,15 @@ class BulkLoader:
         finally:
             for ticket in tickets.values():
                 ticket.leave()
-        values = {}
-        for key in dict.fromkeys(keys):
-            outcome = ready[key]
-            if outcome[0] is Status.ABSENT:
-                self._counters.misses += 1
-            else:
+        # A load of somebody else's that had nothing for a key says nothing of what this caller's own would have.
+        left_out = [key for key in joined if ready[key][0] is Status.ABSENT]
+        values = await self.get_many(left_out, full, prefix, factory, terms, mode)
+        for key, outcome in ready.items():
+            if outcome[0] is not Status.ABSENT:
                 values[key] = self._flights.settle(outcome, key in flights)
-        return values
+            elif key in flights:
+                self._counters.misses += 1
+        return _in_order(keys, values)
 
     def _depart_many(
         self,
@@ -131,6 +134,8 @@ class BulkLoader:
             flight = Flight(full[key], reason, loop, now, stamp, found)
             while not self._flights.enter(flight, terms):  # two of the keys are one, or another thread was earlier
                 other = self._flights.under_way(flight.key, terms, loop)
+                if reason == "background":
+                    break
                 if other is not None:
                     joined[key] = other
                     break

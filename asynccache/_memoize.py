@@ -56,6 +56,7 @@ class Memoized(Generic[P, R]):
         "_builder",
         "_core",
         "_function",
+        "_of_class",
         "_prefix",
         "_remembered",
         "_tags",
@@ -86,6 +87,7 @@ class Memoized(Generic[P, R]):
         if self._tags and not any(isinstance(tag, KeyBuilder) for tag in self._tags):
             self._terms = _tagged(self._terms, tuple(prefix + str(tag) for tag in self._tags))
             self._tags = []
+        self._of_class = self._builder.parameters[:1] == ("cls",) and _in_a_class(function)
         self._remembered: dict[tuple[Any, ...], str] = {}
         self.cache = cache
         functools.update_wrapper(self, function)
@@ -189,7 +191,7 @@ class Memoized(Generic[P, R]):
     def _check_class(self, args: tuple[Any, ...]) -> None:
         """Refuse arguments without the class that a class method has in front: since Python 3.13 a ``classmethod``
         around a memoized function leaves it out."""
-        if self._builder.parameters[:1] == ("cls",) and not (args and isinstance(args[0], type)):
+        if self._of_class and not (args and isinstance(args[0], type)):
             raise TypeError(f"{self._builder.name}: the class is missing: put @memoize above @classmethod")
 
     def _full_key(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
@@ -206,6 +208,11 @@ class Memoized(Generic[P, R]):
             return self._terms
         tags = [tag(args, kwargs) if isinstance(tag, KeyBuilder) else tag for tag in self._tags]
         return _tagged(self._terms, tuple(self._prefix + tag for tag in tags))
+
+
+def _in_a_class(function: Callable[..., Any]) -> bool:
+    around = function.__qualname__.rpartition(".")[0]
+    return bool(around) and not around.endswith("<locals>")
 
 
 @final

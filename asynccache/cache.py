@@ -386,7 +386,8 @@ class Cache:
         return decorate
 
     def override(self, *, refresh: bool = False, bypass: bool = False) -> AbstractContextManager[None]:
-        """In this context, and in tasks begun in it, load anew (``refresh``) or leave the cache aside (``bypass``).
+        """In this context, and in tasks begun in it, have this and every other cache load anew (``refresh``), or leave
+        them aside (``bypass``).
 
         Raises:
             ConfigError: Not exactly one of the two is set.

@@ -465,3 +465,45 @@ async def test_a_value_that_is_not_stored_is_freed_at_once(cache: Cache, suspend
     finally:
         gc.enable()
     assert alive == 0
+
+
+async def test_what_another_bulk_left_out_is_asked_for() -> None:
+    """A bulk load that joined another one asks its own loader for what that one did not have."""
+    cache = Cache()
+    gate = asyncio.Event()
+
+    async def partial(keys: list[str]) -> dict[str, str]:
+        await gate.wait()
+        return {key: "first" for key in keys if key != "rare"}
+
+    first = asyncio.create_task(cache.get_or_set_many(["a", "rare"], partial))
+    await asyncio.sleep(0)
+    second = asyncio.create_task(cache.get_or_set_many(["rare", "a"], lambda keys: dict.fromkeys(keys, "second")))
+    await asyncio.sleep(0)
+    gate.set()
+    assert await first == {"a": "first"}
+    assert list((await second).items()) == [("rare", "second"), ("a", "first")]
+
+
+async def test_an_unshared_bulk_late_in_the_ttl() -> None:
+    """A bulk read that shares with nobody leaves the refresh of a key alone that is being loaded."""
+    clock = TravellingClock()
+    cache = Cache(clock=clock, policy=Policy(ttl=10, refresh_ahead=0.5))
+    await cache.get_or_set("key", lambda: "old")
+    gate = asyncio.Event()
+
+    async def load() -> str:
+        await gate.wait()
+        return "new"
+
+    clock.travel(6)
+    assert await cache.get_or_set("key", load) == "old"
+    found = await asyncio.wait_for(
+        cache.get_or_set_many(["key"], lambda keys: dict.fromkeys(keys, "bulk"), lock="none"), 5
+    )
+    assert found == {"key": "old"}
+    gate.set()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert await cache.get("key") == "new"
