@@ -760,7 +760,7 @@ async def test_a_sweep_leaves_the_loop_to_others(monkeypatch: pytest.MonkeyPatch
         await asyncio.sleep(0)
     slices = {before - after for before, after in zip(seen, [*seen[1:], 0], strict=True)} - {0}
     assert max(slices) == 3 * 64
-    assert len(set(seen)) == 6
+    assert len(set(seen)) >= 6  # more, when a tick of the wheel passed while they were stored
 
 
 # Threads
