@@ -236,10 +236,8 @@ class BulkLoader:
         counters.loads += 1
         counters.loading += 1
         first = next(iter(wanted.values()))
-        detached = first.reason == "background"
-        name = "cache.refresh" if detached else "cache.load"
         began = stopwatch() if self._timer.wanted else None
-        with self._tracing.load(name, first.reason, first.key, detached=detached, size=len(wanted)) as span:
+        with self._tracing.load(first.reason, first.key, size=len(wanted)) as span:
             for flight in wanted.values():
                 flight.span = span.context
             try:

@@ -67,6 +67,7 @@ class Flight:
         waiters: Futures of the callers.
         waits_for: The flights that its factory waits for, each with the number of its waits; ``None`` before the first.
         span: The load's span context, for those who link to it.
+        traced: Whether its span may be wanted: not when nobody records the call that it departs for.
     """
 
     # What most flights never change stays on the class: making one is on the path of every miss.
@@ -82,6 +83,7 @@ class Flight:
     versions: Mapping[str, str] | None = None
     ceiling: Timer | None = None
     span: Any = None
+    traced = True
     waits_for: "dict[Flight, int] | None" = None
 
     def __init__(
@@ -109,8 +111,13 @@ class Flight:
             waiter.set_result(self.outcome)  # it landed on another thread, between the look and the joining
         return waiter
 
-    def land(self, outcome: Outcome) -> None:
-        """Hand the outcome to every waiter; only the first one counts."""
+    def land(self, outcome: Outcome, here: asyncio.AbstractEventLoop | None = None) -> None:
+        """Hand the outcome to every waiter; only the first one counts.
+
+        Args:
+            outcome: What they get.
+            here: The running loop, where it is known: perhaps another thread's, whoever writes may end a flight.
+        """
         if self.landed:
             return
         self.landed = True
@@ -119,7 +126,7 @@ class Flight:
             self.ceiling.cancel()
         waiters = self.waiters
         if waiters:
-            here = running_loop()  # perhaps another thread's: whoever writes may end a flight
+            here = here or running_loop()
             while waiters:
                 wake(waiters.popitem()[0], outcome, here)
 

@@ -196,7 +196,7 @@ class Flights:
         self._seats.report("a load failed and the value at hand stands in", error)
         return (Status.STALE, flight.stale[0])
 
-    def land(self, flight: Flight, outcome: Outcome) -> None:
+    def land(self, flight: Flight, outcome: Outcome, here: asyncio.AbstractEventLoop | None = None) -> None:
         """Take the flight out of the table and hand its outcome to all who wait; a second call does nothing."""
         if flight.landed:
             return
@@ -210,7 +210,7 @@ class Flights:
                     del self._loners[flight.key]
         if flight.detached:
             self._detached -= 1
-        flight.land(outcome)
+        flight.land(outcome, here)
 
     def detach(self, flight: Flight, terms: Terms) -> None:
         """Let the flight go on though nobody waits, but not for ever."""

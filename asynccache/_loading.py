@@ -131,6 +131,7 @@ class Loader:
             if flight is None:
                 flights.check_open()
                 flight = Flight(key, reason, loop, now, self._seats.tags.latest, found)
+                flight.traced = span is not NO_SPAN
                 if not flights.enter(flight, terms):
                     continue
                 if mine is None:
@@ -196,7 +197,7 @@ class Loader:
         except BaseException as error:  # reaches the waiters, whatever it is
             outcome = self.flights.failed(flight, terms, error)
         finally:
-            self.flights.land(flight, outcome)
+            self.flights.land(flight, outcome, flight.loop)
             if flight.aging is not None and not flight.void:
                 self._refresh_ahead(flight.key, prefix, factory, terms, flight.aging, self._clock.monotonic())
             if flight.task is not None:
@@ -209,10 +210,8 @@ class Loader:
         counters.loads += 1
         counters.loading += 1
         load: Load | None = None
-        detached = flight.reason == "background"
-        name = "cache.refresh" if detached else "cache.load"
         began = stopwatch() if self._timer.wanted else None
-        with self._tracing.load(name, flight.reason, flight.key, detached=detached, template=terms.template) as span:
+        with self._tracing.load(flight.reason, flight.key, terms.template) if flight.traced else NO_SPAN as span:
             if span is not NO_SPAN:
                 flight.span = span.context
             try:
@@ -237,8 +236,8 @@ class Loader:
                 counters.loading -= 1
                 if began is not None:
                     self._timer.record(stopwatch() - began, flight.reason)
-            if value is KEPT and flight.stale is not None:
-                value = flight.stale[0]
+            if value is KEPT and load is not None and load.stale is not None:
+                value = load.stale.value  # also when a write has taken it from the flight meanwhile
             if (
                 not flight.void
                 and (load is None or not load.skipped)

@@ -48,11 +48,12 @@ class Meters:
     """The instruments of one meter provider.
 
     Attributes:
+        given: Whether the provider was given: the global one may not be there yet.
         load_duration: How long factories ran, in seconds.
     """
 
     def __init__(self, meter: Meter, provider: MeterProvider | None) -> None:
-        self._given = provider is not None
+        self.given = provider is not None
         self._sources: weakref.WeakSet[Source] = weakref.WeakSet()
         self._lock = threading.Lock()
         counter, gauge = meter.create_observable_counter, meter.create_observable_up_down_counter
@@ -77,11 +78,6 @@ class Meters:
         """Report it no longer."""
         with self._lock:
             self._sources.discard(source)
-
-    @property
-    def wanted(self) -> bool:
-        """Whether a duration recorded now would be kept by anybody."""
-        return self._given or provider_module._METER_PROVIDER is not None
 
     def _told_by(self, tell: Callable[[Source, Stats], _Series]) -> Callable[[CallbackOptions], Iterator[Observation]]:
         def observe(_: CallbackOptions) -> Iterator[Observation]:
@@ -111,7 +107,8 @@ class LoadTimer:
     @property
     def wanted(self) -> bool:
         """Whether anybody keeps what is recorded."""
-        return self._meters is not None and self._meters.wanted
+        meters = self._meters
+        return meters is not None and (provider_module._METER_PROVIDER is not None or meters.given)
 
     def record(self, duration: float, reason: str) -> None:
         """Note a run.

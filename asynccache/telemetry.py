@@ -266,17 +266,15 @@ class Tracing:
         return _Recorded(self._get_tracer().start_span(name, attributes=attributes))
 
     def load(
-        self, name: str, reason: str, key: str, *, detached: bool, size: int | None = None, template: str | None = None
+        self, reason: str, key: str, template: str | None = None, size: int | None = None
     ) -> AbstractContextManager[CallSpan]:
         """The span of one run of a factory: a child of the first caller's, or linked to it when nobody waits for it.
 
         Args:
-            name: The span's name.
-            reason: Why the factory runs.
+            reason: Why the factory runs; ``"background"`` when nobody waits for it.
             key: The whole key, or the first of several.
-            detached: Whether nobody waits for it from the start.
-            size: How many keys, where the factory loads several.
             template: What the key was made from.
+            size: How many keys, where the factory loads several.
         """
         if (provider_module._TRACER_PROVIDER is None and self._provider is None) or not self.wanted():
             return NO_SPAN
@@ -287,7 +285,9 @@ class Tracing:
             self._show(attributes, key, template)
         context: Context | None = None
         links: tuple[Link, ...] = ()
-        if detached:
+        name = "cache.load"
+        if reason == "background":
+            name = "cache.refresh"
             trigger = get_current_span().get_span_context()
             links = (Link(trigger),) if trigger.is_valid else ()
             context = Context()

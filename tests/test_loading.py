@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from asynccache import Cache, CacheError, InvalidKeyError, LoadCancelled, LoadTimeout, Policy, RecursiveLoad
+from asynccache import Cache, CacheError, InvalidKeyError, Load, LoadCancelled, LoadTimeout, Policy, RecursiveLoad
 from asynccache.load import wants_load
 from asynccache.testing import TravellingClock
 
@@ -507,3 +507,24 @@ async def test_an_unshared_bulk_late_in_the_ttl() -> None:
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     assert await cache.get("key") == "new"
+
+
+async def test_a_value_that_was_deleted_under_a_conditional_fetch() -> None:
+    """A factory that keeps the stale value returns it to who waits, also when somebody has deleted it meanwhile."""
+    clock = TravellingClock()
+    cache = Cache(clock=clock, policy=Policy(ttl=10, grace=60))
+    await cache.set("key", "old")
+    clock.travel(11)
+    gate = asyncio.Event()
+
+    async def load(context: Load) -> object:
+        await gate.wait()
+        return context.keep_stale()
+
+    waiting = asyncio.create_task(cache.get_or_set("key", load))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    await cache.delete("key")
+    gate.set()
+    assert await waiting == "old"
+    assert await cache.entry("key") is None
