@@ -219,7 +219,7 @@ class MemoryBackend:
                     wheel.add(key)
                 elif expires_at != math.inf:
                     wheel.schedule(key, expires_at, now)
-                if expires_at < self._alarms.at:
+                if wheel.closes < self._alarms.at:  # the bucket that it went to fires before the next alarm
                     self._arm(now)
                 if scheduled is not None:
                     self._tidy_in -= 1
