@@ -234,6 +234,7 @@ def scenario_names() -> list[str]:
     return sorted(file.stem for file in files if file.stem != "__init__")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", scenario_names())
 def test_scenario_runs(name: str, tmp_path: Path) -> None:
     """Every scenario runs at a tiny size, every case gives positive numbers, and they are written as JSON."""

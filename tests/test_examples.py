@@ -328,6 +328,7 @@ ENVIRONMENT = {
 }
 
 
+@pytest.mark.slow
 def test_demo_shows_its_table_and_a_trace() -> None:
     """A short demonstration ends with 0, shows figures and spans, and writes no control codes to a pipe."""
     ended = subprocess.run(
@@ -356,6 +357,7 @@ def test_demo_shows_its_table_and_a_trace() -> None:
         assert span in shown
 
 
+@pytest.mark.slow
 def test_demo_stops_its_server_when_interrupted() -> None:
     """Ctrl-C ends the demonstration in order, with its server gone before it."""
     with subprocess.Popen(DEMO, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT) as running:
