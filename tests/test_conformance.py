@@ -1,8 +1,10 @@
 """The suites that stores and caches must pass, run on those that there are."""
 
+import pytest
+
 from asynccache import Backend, Clock
 from asynccache.testing import BackendConformance, FaultyBackend, TravellingClock
-from examples.custom_backend import ToyBackend
+from examples.custom_backend import ToyBackend, main
 
 
 class TravellingConformance(BackendConformance):
@@ -54,3 +56,9 @@ class TestWithoutLeases(TravellingConformance):
 
     async def open(self) -> Backend:
         return ToyWithoutLeases(clock=self.clock)
+
+
+async def test_the_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    """The example shows two caches on one server: the second finds what the first has loaded."""
+    await main()
+    assert capsys.readouterr().out == "42\n42 True None\n"
