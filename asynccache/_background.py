@@ -84,8 +84,8 @@ class Background:
 
     def watch_current(self) -> None:
         """Let go of the running task whenever it ends, and take note of what it raises, since nobody awaits it."""
-        task = asyncio.current_task()
-        if task is not None:
+        task = None if running_loop() is None else asyncio.current_task()
+        if task is not None:  # not when the work is collected after its loop has gone
             task.add_done_callback(self._ended)
 
     def cancel(self, task: asyncio.Task[None]) -> None:

@@ -2,6 +2,8 @@
 
 import asyncio
 import gc
+import subprocess
+import sys
 import weakref
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -528,3 +530,25 @@ async def test_a_value_that_was_deleted_under_a_conditional_fetch() -> None:
     gate.set()
     assert await waiting == "old"
     assert await cache.entry("key") is None
+
+
+def test_loads_collected_after_their_loop() -> None:
+    """Loads of every kind whose loop was closed under them end without a complaint when they are collected."""
+    program = """
+import asyncio, gc, logging
+from asynccache import Cache
+logging.disable(logging.CRITICAL)  # asyncio's own word on tasks that were pending
+cache = Cache()
+async def hang(*_): await asyncio.Event().wait()
+async def main():
+    calls = cache.get_or_set_many(["a", "b"], hang), cache.get_or_set("c", hang)
+    tasks = [asyncio.ensure_future(call) for call in calls]
+    for _ in range(3): await asyncio.sleep(0)
+loop = asyncio.new_event_loop()
+loop.run_until_complete(main())
+loop.close()
+del loop, cache
+gc.collect()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=15)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
