@@ -301,7 +301,9 @@ class Loader:
             if lease is failed:
                 return None, None
             if lease is None:
-                await self._seats.attempt("lease", leases.wait(flight.key, timeout=_LEASE_SECONDS), None)
+                ended = await self._seats.attempt("lease", leases.wait(flight.key, timeout=_LEASE_SECONDS), failed)
+                if ended is failed:
+                    return None, None
             ready = await self._look_remote(flight, terms)
             if ready is not None:
                 if lease is not None:

@@ -20,6 +20,7 @@ __all__ = ["LocalLeases", "Locks"]
 _GIVEN_BACK: Final = (Status.VALUE, None)
 _NEXT: Final = "next"  # the token of a lease that is kept for the waiter who was woken
 _TURN_SECONDS: Final = 1.0
+_RETRY_SECONDS: Final = 0.5  # how soon to ask again where the store grants leases but cannot tell of their end
 _NOBODY: Final = ("", 0.0)
 
 
@@ -122,6 +123,7 @@ class LocalLeases:
 
 
 _of_stores: "weakref.WeakKeyDictionary[object, LocalLeases]" = weakref.WeakKeyDictionary()
+_all: "weakref.WeakSet[LocalLeases]" = weakref.WeakSet()
 _NO_LEASE: Final = Lease("", "")
 
 
@@ -133,7 +135,8 @@ class Locks:
         self._seats = seats
         remote = seats.remote
         granted = None if remote is None else remote.leases
-        self._leases: Leases = granted or _of_stores.setdefault(remote or seats.local, LocalLeases(seats.clock))
+        store = seats.local if remote is None else remote
+        self._leases: Leases = _leases_of(store, seats.clock) if granted is None else granted
 
     async def acquire(self, key: str, ttl: float, timeout: float | None) -> Lease | None:
         """The lease that is the lock; ``None`` when the store failed and failures are hidden: then nobody is kept out.
@@ -159,7 +162,16 @@ class Locks:
             left = deadline - clock.monotonic()
             if left <= 0:
                 raise LockTimeout("the lock was not free in time")
-            await attempt("lock", leases.wait(name, timeout=min(left, ttl)), None)
+            if await attempt("lock", leases.wait(name, timeout=min(left, ttl)), _NO_LEASE) is _NO_LEASE:
+                await self._pause(min(left, _RETRY_SECONDS))
+
+    async def _pause(self, duration: float) -> None:
+        passed = asyncio.Event()
+        timer = self._seats.clock.call_later(duration, passed.set)
+        try:
+            await passed.wait()
+        finally:
+            timer.cancel()
 
     async def release(self, lease: Lease | None) -> None:
         """Give the lock back."""
@@ -167,8 +179,19 @@ class Locks:
             await self._seats.attempt("lock", self._leases.release(lease), None)
 
 
+def _leases_of(store: object, clock: Clock) -> LocalLeases:
+    """Those of all caches on the store; a cache has its own where the store's class allows no such table."""
+    leases = LocalLeases(clock)
+    try:
+        leases = _of_stores.setdefault(store, leases)
+    except TypeError:  # it has no hash, or no room for weak references
+        pass
+    _all.add(leases)
+    return leases
+
+
 def _forget_after_fork() -> None:
-    for leases in list(_of_stores.values()):
+    for leases in list(_all):
         leases.forget()
 
 

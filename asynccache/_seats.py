@@ -102,17 +102,21 @@ class Seats:
         stamp, token = self.tags.latest, object()
         self._fetching.update(dict.fromkeys(keys, token))
         try:
-            entries: Mapping[str, Entry] = await self.attempt("get_many", self.remote.get_many(keys), {})
-            versions = await self._versions({tag for entry in entries.values() for tag in entry.tags})
+            entries = await self._read_many(self.remote, keys)
             return {
                 key: self._adopt(key, entry, stamp, refresh_ahead, self._fetching.get(key) is token)
                 for key, entry in entries.items()
-                if _valid(entry, versions)
             }
         finally:
             for key in keys:
                 if self._fetching.get(key) is token:
                     del self._fetching[key]
+
+    async def _read_many(self, remote: Backend, keys: Sequence[str]) -> dict[str, Entry]:
+        """The valid entries, fresh or stale; no copy of them is kept."""
+        entries: Mapping[str, Entry] = await self.attempt("get_many", remote.get_many(keys), {})
+        versions = await self._versions({tag for entry in entries.values() for tag in entry.tags})
+        return {key: entry for key, entry in entries.items() if _valid(entry, versions)}
 
     async def _versions(self, tags: Collection[str]) -> Mapping[str, str]:
         """The versions that the tags have now; none when the store fails: then no entry that has one is believed."""
@@ -255,6 +259,7 @@ class Seats:
             touched = await self.attempt(
                 "touch", self.remote.touch(key, fresh_until=fresh_until + epoch, expires_at=expires_at + epoch), False
             )
+            self._fetching.pop(key, None)
             if self.local is not None:
                 self.local.remove(key)
             return touched
@@ -283,6 +288,7 @@ class Seats:
             if self.local is not None:
                 self.local.remove(key)
             total = await self.attempt("incr", self.remote.incr(key, delta, ttl=ttl), 0)
+            self._fetching.pop(key, None)
             if self.local is not None:
                 self.local.remove(key)
             return total
@@ -307,16 +313,27 @@ class Seats:
         if self.remote_tags is None:
             return True
         now = self.clock.monotonic() + self.clock.epoch
-        return await self.attempt("set_many", _done(self.remote_tags.invalidate(tags, now)), False)
+        stored = await self.attempt("set_many", _done(self.remote_tags.invalidate(tags, now)), False)
+        self._fetching.clear()
+        if self.local is not None:
+            self.tags.invalidate(tags)  # a read that began meanwhile may have kept what it found
+        return stored
 
     async def keys(self, prefix: str) -> list[str]:
         """The keys of fresh entries that start with the prefix, without those that the package keeps for itself."""
+        keys: list[str] = []
         if self.remote is not None:
-            return await self.attempt("keys", _collect(self.remote, prefix), [])
+            # A store names what is stale too, or it could not be cleared. Deeper namespaces are not asked for.
+            stored: list[str] = await self.attempt("keys", _collect(self.remote, prefix), [])
+            own = [key for key in stored if "\0" not in key[len(prefix) :]]
+            for start in range(0, len(own), _CLEAR_SLICE):
+                entries = await self._read_many(self.remote, own[start : start + _CLEAR_SLICE])
+                now = self.clock.monotonic() + self.clock.epoch
+                keys += [key for key, entry in entries.items() if now < entry.fresh_until]
+            return keys
         if self.local is None:
             return []
         now = self.clock.monotonic()
-        keys: list[str] = []
         for count, key in enumerate(self.local.keys(), 1):
             if key.startswith(prefix):
                 found = self.look(key, now)

@@ -85,8 +85,8 @@ class Backend(Protocol):
         ...
 
     def keys(self, prefix: str) -> AsyncIterator[str]:
-        """Every key that starts with the prefix, in no order, without blocking anybody; one that comes or goes
-        meanwhile may or may not be among them."""
+        """Every key that starts with the prefix, stale ones too, in no order, without blocking anybody; one that comes
+        or goes meanwhile may or may not be among them."""
         ...
 
     async def ping(self) -> None:

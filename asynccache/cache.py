@@ -142,7 +142,7 @@ class Cache:
 
     async def keys(self, match: str = "*") -> AsyncIterator[str]:
         """The keys of this namespace that match the glob, without the namespace; those of deeper ones are not among
-        them. On a remote store an entry that a tag has hidden may still be named, until it expires.
+        them.
 
         ``*`` is any text, ``?`` any character, ``[a-z]`` one of a set, ``[^a-z]`` one not of it; a backslash takes the
         meaning away.

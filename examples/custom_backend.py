@@ -8,13 +8,10 @@ as for a round trip. It shows every part of `asynccache.Backend`, leases include
         async def open(self) -> Backend:
             return ToyBackend()
 
-A package makes its backend known for a URL scheme by an entry point:
+Given as an object it works at once: ``Cache(ToyBackend())``. An entry point makes it known for URLs, ``Cache("toy://")``:
 
     [project.entry-points."asynccache.backends"]
     toy = "custom_backend:open_toy"
-
-Then ``Cache("toy://")`` finds it. Without one, the object itself is given: ``Cache(ToyBackend())``. Run this file to
-see it work.
 """
 
 import asyncio
@@ -33,22 +30,18 @@ class ToyServer:
 
     def __init__(self) -> None:
         self.entries: dict[str, Entry] = {}
-        self.leases: dict[str, tuple[str, float]] = {}
-        self.waiters: dict[str, list[asyncio.Future[None]]] = {}
+        self.leases: dict[str, tuple[str, float]] = {}  # each with its token and its end
+        self.waiters: dict[str, set[asyncio.Event]] = {}
         self.tokens = itertools.count(1)
 
-    def entry(self, key: str, now: float) -> Entry | None:
-        """The entry, unless it is past its ``expires_at``: then it is gone."""
+    def entry(self, key: str, now: float, *, stale: bool = False) -> Entry | None:
+        """The fresh entry; with ``stale`` also one past its ttl and within its grace. Past that it is gone."""
         entry = self.entries.get(key)
-        if entry is not None and now >= entry.expires_at:
+        if entry is None or now < (entry.expires_at if stale else entry.fresh_until):
+            return entry
+        if now >= entry.expires_at:
             del self.entries[key]
-            return None
-        return entry
-
-    def fresh(self, key: str, now: float) -> Entry | None:
-        """The entry, unless it is past its ``fresh_until``."""
-        entry = self.entry(key, now)
-        return entry if entry is not None and now < entry.fresh_until else None
+        return None
 
     def store(self, key: str, entry: Entry) -> None:
         """Keep the entry. Every write voids the key's lease, so that a load that runs now does not overwrite it."""
@@ -58,13 +51,8 @@ class ToyServer:
     def void(self, key: str) -> None:
         """Take the key's lease away, and wake all who wait for it."""
         self.leases.pop(key, None)
-        for waiter in self.waiters.pop(key, []):
-            wake(waiter)
-
-
-def wake(waiter: asyncio.Future[None]) -> None:
-    if not waiter.done():
-        waiter.set_result(None)
+        for ended in self.waiters.pop(key, ()):
+            ended.set()
 
 
 class ToyBackend:
@@ -88,16 +76,16 @@ class ToyBackend:
 
     async def get(self, key: str) -> Entry | None:
         await asyncio.sleep(0)
-        return self.server.entry(key, self.now)
+        return self.server.entry(key, self.now, stale=True)
 
     async def get_many(self, keys: Sequence[str]) -> dict[str, Entry]:
         await asyncio.sleep(0)  # one round trip, however many keys
-        found = {key: self.server.entry(key, self.now) for key in keys}
+        found = {key: self.server.entry(key, self.now, stale=True) for key in keys}
         return {key: entry for key, entry in found.items() if entry is not None}
 
     async def set(self, key: str, entry: Entry, *, only_if: OnlyIf = None) -> bool:
         await asyncio.sleep(0)
-        there = self.server.fresh(key, self.now) is not None
+        there = self.server.entry(key, self.now) is not None
         if only_if is not None and there != (only_if == "present"):
             return False
         self.server.store(key, entry)
@@ -110,7 +98,7 @@ class ToyBackend:
 
     async def delete(self, keys: Sequence[str]) -> int:
         await asyncio.sleep(0)
-        count = sum([self.server.fresh(key, self.now) is not None for key in dict.fromkeys(keys)])
+        count = sum([self.server.entry(key, self.now) is not None for key in dict.fromkeys(keys)])
         for key in keys:
             self.server.entries.pop(key, None)
             self.server.void(key)
@@ -118,29 +106,24 @@ class ToyBackend:
 
     async def touch(self, key: str, *, fresh_until: float, expires_at: float) -> bool:
         await asyncio.sleep(0)
-        entry = self.server.fresh(key, self.now)
-        if entry is None:
-            return False
-        self.server.entries[key] = replace(entry, fresh_until=fresh_until, expires_at=expires_at)
-        return True
+        if (entry := self.server.entry(key, self.now)) is not None:
+            self.server.entries[key] = replace(entry, fresh_until=fresh_until, expires_at=expires_at)
+        return entry is not None
 
     async def incr(self, key: str, delta: int, *, ttl: float | None) -> int:
         await asyncio.sleep(0)
-        now = self.now
-        entry = self.server.fresh(key, now)
-        if entry is None:
-            until = inf if ttl is None else now + ttl
-            entry = Entry(value=0, created_at=now, fresh_until=until, expires_at=until)
+        until = inf if ttl is None else self.now + ttl
+        created = Entry(value=0, created_at=self.now, fresh_until=until, expires_at=until)
+        entry = self.server.entry(key, self.now) or created
         if type(entry.value) is not int:
             raise TypeError("the key holds something else than an integer")
-        entry = replace(entry, value=entry.value + delta)
-        self.server.store(key, entry)
-        return int(entry.value)
+        self.server.store(key, replace(entry, value=entry.value + delta))
+        return int(entry.value) + delta
 
     async def keys(self, prefix: str) -> AsyncIterator[str]:
         await asyncio.sleep(0)
         for key in list(self.server.entries):
-            if key.startswith(prefix) and self.server.fresh(key, self.now) is not None:
+            if key.startswith(prefix) and self.server.entry(key, self.now, stale=True) is not None:
                 yield key
 
     async def ping(self) -> None:
@@ -157,13 +140,14 @@ class ToyLeases:
         self._backend = backend
         self._server = backend.server
 
-    def _holds(self, lease: Lease) -> bool:
-        token, until = self._server.leases.get(lease.key, ("", -inf))
-        return token == lease.token and self._backend.now < until
+    def _left(self, key: str, token: str | None = None) -> float:
+        """Seconds that the key's lease has left; with a token, that one's."""
+        holder, until = self._server.leases.get(key, ("", -inf))
+        return until - self._backend.now if token in (None, holder) else -inf
 
     async def acquire(self, key: str, *, ttl: float) -> Lease | None:
         await asyncio.sleep(0)
-        if self._backend.now < self._server.leases.get(key, ("", -inf))[1]:
+        if self._left(key) > 0:
             return None
         lease = Lease(key, str(next(self._server.tokens)))
         self._server.leases[key] = (lease.token, self._backend.now + ttl)
@@ -171,40 +155,33 @@ class ToyLeases:
 
     async def renew(self, lease: Lease, *, ttl: float) -> bool:
         await asyncio.sleep(0)
-        if not self._holds(lease):
-            return False
-        self._server.leases[lease.key] = (lease.token, self._backend.now + ttl)
-        return True
+        if held := self._left(lease.key, lease.token) > 0:
+            self._server.leases[lease.key] = (lease.token, self._backend.now + ttl)
+        return held
 
     async def commit(self, lease: Lease, entry: Entry) -> bool:
         await asyncio.sleep(0)
-        if not self._holds(lease):
-            return False
-        self._server.store(lease.key, entry)
-        return True
+        if held := self._left(lease.key, lease.token) > 0:
+            self._server.store(lease.key, entry)
+        return held
 
     async def release(self, lease: Lease) -> None:
         await asyncio.sleep(0)
-        if self._holds(lease):
+        if self._left(lease.key, lease.token) > 0:
             self._server.void(lease.key)
 
     async def wait(self, key: str, *, timeout: float) -> None:
         await asyncio.sleep(0)
-        left = self._server.leases.get(key, ("", -inf))[1] - self._backend.now
-        if left <= 0:
-            return
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._server.waiters.setdefault(key, []).append(waiter)
-        timer = self._backend.clock.call_later(min(left, timeout), lambda: wake(waiter))
-        try:
-            await waiter
-        finally:
-            timer.cancel()
-            waiting = self._server.waiters.get(key, [])
-            if waiter in waiting:
-                waiting.remove(waiter)
-                if not waiting:
-                    del self._server.waiters[key]
+        if (left := self._left(key)) > 0:
+            ended = asyncio.Event()
+            waiters = self._server.waiters.setdefault(key, set())
+            waiters.add(ended)
+            timer = self._backend.clock.call_later(min(left, timeout), ended.set)
+            try:
+                await ended.wait()
+            finally:
+                timer.cancel()
+                waiters.discard(ended)
 
 
 def open_toy(options: StoreOptions) -> ToyBackend:
@@ -213,8 +190,7 @@ def open_toy(options: StoreOptions) -> ToyBackend:
 
 
 async def main() -> None:
-    """Two caches on one server, as two processes would have: the second finds what the first has loaded."""
-    server = ToyServer()
+    server = ToyServer()  # two caches on it, as two processes would have: the second finds what the first has loaded
     first, second = Cache(ToyBackend(server), ttl="1m"), Cache(ToyBackend(server), ttl="1m")
     print(await first.get_or_set("answer", lambda: 42))
     print(await second.get("answer"), await second.delete("answer"), await first.get("answer"))

@@ -394,6 +394,17 @@ async def test_tags(cache):
     assert await cache.get_many(["a", "b", "c", "d"]) == {"d": 4}
     await cache.set("a", 5, tags=["x"])
     assert await cache.get("a") == 5
+    assert await names(cache) == {"a", "d"}
+
+
+async def test_a_cleared_value_does_not_stand_in(cache, clock):
+    """A stale value that was cleared is gone: it serves nobody while the source fails."""
+    await cache.set("key", "old", ttl=10, grace=60)
+    clock.travel(11)
+    assert await names(cache) == set()
+    await cache.clear()
+    with pytest.raises(LookupError):
+        await cache.get_or_set("key", Counted(LookupError("down")), grace=60)
 
 
 async def test_an_invalidated_value_does_not_stand_in(cache, clock):

@@ -549,3 +549,46 @@ async def test_entries_of_others_are_looked_at(server, clock):
     entry = await process.cache.entry("key")
     assert entry is not None
     assert entry.value == 2
+
+
+async def test_a_store_without_room_for_references(clock):
+    """A backend of any class will do: also one that can neither be referred to weakly nor hashed."""
+
+    class Bare:
+        __slots__ = ()
+        __hash__ = None  # type: ignore[assignment]
+        name = "bare"
+        leases = None
+
+        async def get(self, key: str) -> None:
+            return None
+
+    cache = Cache(Bare(), clock=clock)  # type: ignore[arg-type]
+    assert await cache.get("key") is None
+    async with cache.lock("job", ttl=5, timeout=1):
+        pass
+
+
+async def test_a_lock_whose_store_cannot_tell_of_its_end(server, clock):
+    """Where waiting for a lease fails, the lock is asked for now and then, not without a pause."""
+    process = Process(server, clock)
+    async with process.cache.lock("job", ttl=30):
+        process.backend.fail("wait")
+        waiting = asyncio.ensure_future(process.cache.lock("job", ttl=30).__aenter__())
+        await turns(200)
+        assert process.calls["acquire"] <= 3
+    await pass_time(clock, 1)
+    await asyncio.wait_for(waiting, 2)
+
+
+async def test_a_load_whose_store_cannot_tell_of_a_leases_end(server, clock):
+    """Where waiting for another's lease fails, the load is done here, and the store is not asked again and again."""
+    one, two = Process(server, clock), Process(server, clock)
+    factory = Gated("first")
+    first = asyncio.ensure_future(one.cache.get_or_set("key", factory))
+    await turns()
+    two.backend.fail("wait")
+    assert await asyncio.wait_for(two.cache.get_or_set("key", lambda: "second"), 5) == "second"
+    assert two.calls["acquire"] == 1
+    factory.gate.set()
+    assert await first == "first"
