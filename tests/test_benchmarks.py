@@ -225,7 +225,7 @@ async def test_toy_timer_store_forgets_what_it_is_told_to() -> None:
 
 def run_script(*arguments: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, str(ROOT / "benchmarks" / "run.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=ROOT)
+    return subprocess.run(command, capture_output=True, text=True, timeout=150, check=False, cwd=ROOT)
 
 
 def scenario_names() -> list[str]:
@@ -235,6 +235,7 @@ def scenario_names() -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(180)
 @pytest.mark.parametrize("name", scenario_names())
 def test_scenario_runs(name: str, tmp_path: Path) -> None:
     """Every scenario runs at a tiny size, every case gives positive numbers, and they are written as JSON."""

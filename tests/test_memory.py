@@ -31,6 +31,12 @@ POLICIES = ["lru", "s3fifo"]
 every_policy = pytest.mark.parametrize("policy", POLICIES)
 
 
+@pytest.fixture(autouse=True)
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sweep is not cut short because the machine is busy: its stopwatch stands still."""
+    monkeypatch.setattr(memory, "stopwatch", lambda: 0.0)
+
+
 class LoopClock:
     """A clock that travels, whose timers die with the loop that they were made under."""
 

@@ -167,14 +167,18 @@ async def _measure(row: str, size: Size) -> Mapping[str, float]:
     gc.collect()
     numbers["x dict"] = numbers["insert"] / _bare_dict(keys, values)
 
-    store = opened()
-    deadline = time.monotonic() + took * 1.6 + _LEAST_WAIT[size]
-    await store.fill((key, value, deadline - time.monotonic()) for key, value in zip(keys, values, strict=True))
     collections = _Collections()
-    gc.collect()
-    ahead = deadline - time.monotonic() - _BEFORE
-    if ahead < 0:
-        raise RuntimeError(f"{row}: filling took {-ahead:.1f} s longer than it should, the entries fell due meanwhile")
+    for patience in (1, 3, 10):  # a machine that is busy at times may need more of it
+        store = opened()
+        deadline = time.monotonic() + (took * 1.6 + _LEAST_WAIT[size]) * patience
+        await store.fill((key, value, deadline - time.monotonic()) for key, value in zip(keys, values, strict=True))
+        gc.collect()
+        ahead = deadline - time.monotonic() - _BEFORE
+        if ahead > 0:
+            break
+        await store.aclose()
+    else:
+        raise RuntimeError(f"{row}: filling took {-ahead:.1f} s too long, the entries fell due meanwhile")
     async with _lags() as lags:
         await asyncio.sleep(ahead / 2)
     numbers["calm"] = max(lags) * 1e3
