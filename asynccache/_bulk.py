@@ -206,7 +206,9 @@ class BulkLoader:
         """Those that the remote store does not have either."""
         if self._seats.remote is None or any(flight.reason == "refresh" for flight in flights.values()):
             return dict(flights)
-        stored = await self._seats.fetch_many([flight.key for flight in flights.values()], terms.refresh_ahead)
+        stored = await self._seats.fetch_many(
+            [flight.key for flight in flights.values()], terms.shape, terms.refresh_ahead
+        )
         now = self._clock.monotonic()
         wanted = {}
         for key, flight in flights.items():

@@ -13,12 +13,13 @@ from typing import Any, Final, final
 
 from asynccache._bulk import BulkFactory
 from asynccache._detours import current_world, detours, overridden
+from asynccache._failures import Failures, OnError
 from asynccache._glob import compile_glob
 from asynccache._keeping import as_entry, life_of
 from asynccache._life import Life
 from asynccache._loading import Loader
 from asynccache._locks import Locks
-from asynccache._seats import Found, OnError, Seats
+from asynccache._seats import Found, Seats
 from asynccache.backend import Backend, OnlyIf
 from asynccache.backends.memory import MemoryBackend
 from asynccache.clock import Clock
@@ -27,6 +28,7 @@ from asynccache.errors import CacheClosed
 from asynccache.load import Factory
 from asynccache.metrics import LoadTimer, meters_of
 from asynccache.policy import Policy, Terms
+from asynccache.shape import Shape
 from asynccache.stats import Counters, Stats
 from asynccache.telemetry import NO_SPAN, CallSpan, Telemetry, Tracing
 
@@ -75,10 +77,9 @@ class Dispatcher:
             local=local,
             remote=remote,
             clock=clock,
-            counters=self.counters,
-            on_error=on_error,
-            name=name,
-            hidden=self.tracing.hidden,
+            failures=Failures(
+                on_error=on_error, name=name, clock=clock, counters=self.counters, hidden=self.tracing.hidden
+            ),
         )
         self.labels = {"cache.name": name, "cache.backend": self.backend_name}
         self.meters = None if telemetry is None or not metered else meters_of(telemetry.meter_provider)
@@ -145,13 +146,13 @@ class Dispatcher:
 
     # Reading
 
-    async def get(self, key: str, default: Any) -> Any:
+    async def get(self, key: str, default: Any, shape: Shape | None = None) -> Any:
         """The fresh value, or the default."""
         with self.tracing.call("cache.get", key) as span:
-            value = await self._read(key, span)
+            value = await self._read(key, shape, span)
             return default if value is MISSING else value
 
-    async def _read(self, key: str, span: CallSpan) -> Any:
+    async def _read(self, key: str, shape: Shape | None, span: CallSpan) -> Any:
         counters = self.counters
         if self.disabled:
             counters.misses += 1
@@ -160,7 +161,7 @@ class Dispatcher:
         found = self.seats.look(key, self.now())
         tier = "local"
         if (found is None or self.now() >= found[1].fresh_until) and self.remote is not None:
-            found = await self.seats.fetch(key)
+            found = await self.seats.fetch(key, shape)
             tier = "remote"
         now = self.now()
         if found is None or now >= found[1].fresh_until:
@@ -172,11 +173,12 @@ class Dispatcher:
         span.result("negative" if found[0] is None else "hit", tier)
         return found[0]
 
-    async def get_many(self, keys: Mapping[str, str]) -> dict[str, Any]:
+    async def get_many(self, keys: Mapping[str, str], shape: Shape | None = None) -> dict[str, Any]:
         """The fresh values of those found.
 
         Args:
             keys: The whole key of each.
+            shape: That of the values' type, if it is known.
         """
         with self.tracing.call("cache.get_many", size=len(keys)):
             values: dict[str, Any] = {}
@@ -190,7 +192,7 @@ class Dispatcher:
                 else:
                     absent.append(key)
             if absent and self.remote is not None and not self.disabled:
-                stored = await self.seats.fetch_many([keys[key] for key in absent])
+                stored = await self.seats.fetch_many([keys[key] for key in absent], shape)
                 now = self.now()
                 fresh = {key: stored[keys[key]] for key in absent if keys[key] in stored}
                 values |= {key: found[0] for key, found in fresh.items() if now < found[1].fresh_until}
@@ -203,7 +205,8 @@ class Dispatcher:
         if self.disabled:
             return None
         if self.remote is not None:
-            return await self.seats.fetch(key)  # the local seat has a copy, with a shorter life
+            # The local seat has a copy, with a shorter life.
+            return await self.seats.fetch(key, None, copied=False)
         return self.seats.look(key, self.now())
 
     async def entry(self, key: str) -> Entry | None:
@@ -260,7 +263,7 @@ class Dispatcher:
             ttl, life = self.life(value, ttl, grace, tags, terms, now)
             if only_if is None:
                 self.loader.flights.supersede(key)
-            stored = await self.seats.keep(key, value, now, ttl, life, only_if)
+            stored = await self.seats.keep(key, value, now, ttl, life, terms.shape, only_if)
             if stored:
                 self.loader.flights.supersede(key)
             return stored
@@ -278,7 +281,7 @@ class Dispatcher:
                 self.loader.flights.supersede(key)
                 each, life = self.life(value, ttl, grace, tags, terms, now)
                 lives[key] = life or (Life(now) if each is None else Life(now, now + each, now + each))
-            stored = await self.seats.keep_many(values, now, lives)
+            stored = await self.seats.keep_many(values, now, lives, terms.shape)
             for key in values:
                 self.loader.flights.supersede(key)
             return stored

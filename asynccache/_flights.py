@@ -193,7 +193,7 @@ class Flights:
             return (Status.ERROR, error)
         now = self.clock.monotonic()
         self.throttle(flight.key, now, now + terms.grace_throttle)
-        self._seats.report("a load failed and the value at hand stands in", error)
+        self._seats.failures.report("a load failed and the value at hand stands in", error)
         return (Status.STALE, flight.stale[0])
 
     def land(self, flight: Flight, outcome: Outcome, here: asyncio.AbstractEventLoop | None = None) -> None:

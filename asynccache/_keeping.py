@@ -44,7 +44,7 @@ class Keeper:
                 if not flight.void:
                     local.put(flight.key, value, now, ttl, life)
         except EncodeError as error:
-            self._seats.hide("a loaded value could not be stored", error)
+            self._seats.failures.hide("a loaded value could not be stored", error)
 
     async def keep_remote(
         self, flight: Flight, prefix: str, value: Any, terms: Terms, load: Load | None, lease: Lease | None
@@ -56,28 +56,28 @@ class Keeper:
         ttl, life = self._terms_of(flight, prefix, value, terms, load, now)
         if life is None:
             life = Life(now) if ttl is None else Life(now, now + ttl, now + ttl)
-        if not seats.tags.valid(life.tags, flight.stamp) or not await self._send(flight, value, life, lease):
+        if not seats.tags.valid(life.tags, flight.stamp) or not await self._send(flight, value, life, terms, lease):
             return
         if seats.local is not None:
             with seats.local.guard():
                 if not flight.void:
                     seats.local.put(flight.key, value, now, ttl, life)
 
-    async def _send(self, flight: Flight, value: Any, life: Life, lease: Lease | None) -> bool:
+    async def _send(self, flight: Flight, value: Any, life: Life, terms: Terms, lease: Lease | None) -> bool:
         seats = self._seats
         if seats.remote is None:
             return False
         if flight.versions is not None and set(life.tags) <= set(flight.versions):
             life.versions = {tag: flight.versions[tag] for tag in life.tags}
         try:
-            entry = await seats.entry(value, life)
+            entry = await seats.entry(value, life, terms.shape)
             if entry is None or flight.void:
                 return False
             if lease is not None and seats.remote.leases is not None:
                 return await seats.attempt("commit", seats.remote.leases.commit(lease, entry), False)
             return await seats.attempt("set", seats.remote.set(flight.key, entry), False)
         except EncodeError as error:
-            seats.hide("a loaded value could not be stored", error)
+            seats.failures.hide("a loaded value could not be stored", error)
             return False
 
     async def keep_many(
@@ -119,13 +119,13 @@ class Keeper:
                 self._flights.unthrottle(full)
         try:
             if values:
-                await seats.keep_many(values, now, lives, overtaken)
+                await seats.keep_many(values, now, lives, terms.shape, overtaken)
         except EncodeError:
             for key, value in values.items():  # one of them: the others can be stored
                 try:
-                    await seats.keep_many({key: value}, now, lives, overtaken)
+                    await seats.keep_many({key: value}, now, lives, terms.shape, overtaken)
                 except EncodeError as error:
-                    seats.hide("a loaded value could not be stored", error)
+                    seats.failures.hide("a loaded value could not be stored", error)
 
     def _terms_of(
         self, flight: Flight, prefix: str, value: Any, terms: Terms, load: Load | None, now: float

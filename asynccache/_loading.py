@@ -279,7 +279,7 @@ class Loader:
             self.flights.background.start(self._release(leases, lease), Context())
 
     async def _look_remote(self, flight: Flight, terms: Terms) -> Outcome | None:
-        found = await self._seats.fetch(flight.key, terms.refresh_ahead)
+        found = await self._seats.fetch(flight.key, terms.shape, terms.refresh_ahead)
         now = self._clock.monotonic()
         if found is None or flight.reason == "refresh":
             return None

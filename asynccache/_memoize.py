@@ -14,13 +14,14 @@ from sys import getsizeof
 from typing import Any, Concatenate, Final, Generic, ParamSpec, TypeVar, cast, final, overload
 
 from asynccache._dispatcher import Dispatcher
+from asynccache._shapes import result_shape
 from asynccache.entry import MISSING
 from asynccache.errors import ConfigError
 from asynccache.keys import KeyBuilder
 from asynccache.policy import Terms
 from asynccache.telemetry import provider_module
 
-__all__ = ["KeyRule", "Memoized", "MemoizedClassMethod", "MemoizedMany"]
+__all__ = ["KeyRule", "Memoized", "MemoizedClassMethod", "MemoizedMany", "memoized"]
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")
@@ -81,7 +82,8 @@ class Memoized(Generic[P, R]):
         self._function = function
         self._core = dispatcher
         self._prefix = prefix
-        self._terms = replace(terms, template=key if isinstance(key, str) else None)
+        template = key if isinstance(key, str) else None
+        self._terms = replace(terms, template=template, shape=result_shape(function))
         self._builder = KeyBuilder(function, key=key, ignore=ignore)
         self._tags = [KeyBuilder(function, key=tag) if "{" in tag else tag for tag in tags]
         if self._tags and not any(isinstance(tag, KeyBuilder) for tag in self._tags):
@@ -210,6 +212,15 @@ class Memoized(Generic[P, R]):
         return _tagged(self._terms, tuple(self._prefix + tag for tag in tags))
 
 
+def memoized(decorated: Any, **options: Any) -> Any:
+    """A memoized function, method, static or class method; the options are those of `Memoized`."""
+    if isinstance(decorated, classmethod):
+        return MemoizedClassMethod(Memoized(decorated.__func__, **options))
+    if isinstance(decorated, staticmethod):
+        return staticmethod(Memoized(decorated.__func__, **options))
+    return Memoized(decorated, **options)
+
+
 def _in_a_class(function: Callable[..., Any]) -> bool:
     around = function.__qualname__.rpartition(".")[0]
     return bool(around) and not around.endswith("<locals>")
@@ -303,7 +314,7 @@ class MemoizedMany(Generic[K, V]):
         self._function = function
         self._core = dispatcher
         self._prefix = prefix
-        self._terms = terms
+        self._terms = replace(terms, shape=result_shape(function, of_mapping=True))
         self._builder = _builder_of_one(function, key)
         self.cache = cache
         functools.update_wrapper(self, function)

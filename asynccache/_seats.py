@@ -1,46 +1,42 @@
 """The two places where an entry may be.
 
 The local seat answers at once and is always right about this process; the remote one is asked with an await and may
-fail. What to do on its failure is decided here and nowhere else.
+fail, which is taken by the failure policy.
 
 Every change is made in the order: decide (void what is under way), local, remote, local once more where a read may
 have put the old value back meanwhile.
 """
 
 import asyncio
-import logging
 import math
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from typing import Any, Final, Literal, TypeAlias, TypeVar, final
+from typing import Any, Final, TypeAlias, final
 
+from asynccache._failures import Failures
 from asynccache._life import Life
 from asynccache._tags import LocalTags, RemoteTags
 from asynccache.backend import Backend, OnlyIf
 from asynccache.backends.memory import MemoryBackend
 from asynccache.clock import Clock
 from asynccache.entry import Entry
-from asynccache.errors import BackendError, CacheError, DecodeError
-from asynccache.stats import Counters
+from asynccache.errors import DecodeError
+from asynccache.shape import Shape
 
-__all__ = ["Found", "OnError", "Seats"]
-
-OnError: TypeAlias = Literal["degrade", "raise"] | Callable[[BackendError], object]
-"""What happens when the store fails: a miss, an exception, or a miss that a function is told of."""
+__all__ = ["Found", "Seats"]
 
 Found: TypeAlias = tuple[Any, Life]
 """A value with its times and tags."""
 
-T = TypeVar("T")
-F = TypeVar("F")
-
-_LOG_SECONDS: Final = 1.0
 _INCOHERENT_SECONDS: Final = 1.0  # how long a local copy is believed when nobody tells of other processes' writes
-_log = logging.getLogger("asynccache")
 
 
 @final
 class Seats:
-    """A local store, a remote store, or both, as one."""
+    """A local store, a remote store, or both, as one.
+
+    Attributes:
+        attempt: That of the failure policy.
+    """
 
     def __init__(
         self,
@@ -48,25 +44,20 @@ class Seats:
         local: MemoryBackend | None,
         remote: Backend | None,
         clock: Clock,
-        counters: Counters,
-        on_error: OnError,
-        name: str,
-        hidden: Callable[[BaseException], None],
+        failures: Failures,
     ) -> None:
         self.local = local
         self.remote = remote
         self.clock = clock
-        self.counters = counters
+        self.failures = failures
+        self.attempt = failures.attempt
         self.tags = LocalTags()
         self.remote_tags = None if remote is None else RemoteTags(remote)
-        self._on_error = on_error
-        self._name = name
-        self._hidden = hidden
         self._fetching: dict[str, object] = {}
-        self._quiet_until = -math.inf
-        self._unlogged = 0
         if local is not None and remote is not None and local.max_ttl is None:
             local.max_ttl = _INCOHERENT_SECONDS
+        if remote is not None and remote.reports is not None:
+            remote.reports.add(failures.told)
 
     # Looking
 
@@ -80,8 +71,17 @@ class Seats:
             return None
         return found
 
-    async def fetch(self, key: str, refresh_ahead: float | None = None) -> Found | None:
-        """What the remote seat has, fresh or stale; a fresh entry is kept in the local seat too."""
+    async def fetch(
+        self, key: str, shape: Shape | None, refresh_ahead: float | None = None, *, copied: bool = True
+    ) -> Found | None:
+        """What the remote seat has, fresh or stale; a fresh entry is kept in the local seat too.
+
+        Args:
+            key: The whole key.
+            shape: That of the value's type, if it is known.
+            refresh_ahead: The share of its ttl after which it is to be refreshed.
+            copied: Whether it is kept.
+        """
         if self.remote is None:
             return None
         stamp, token = self.tags.latest, object()
@@ -90,12 +90,15 @@ class Seats:
             entry = await self.attempt("get", self.remote.get(key), None)
             if entry is None or not _valid(entry, await self._versions(entry.tags)):
                 return None
-            return self._adopt(key, entry, stamp, refresh_ahead, self._fetching.get(key) is token)
+            undisturbed = copied and self._fetching.get(key) is token
+            return self._adopt(key, entry, stamp, shape, refresh_ahead, undisturbed)
         finally:
             if self._fetching.get(key) is token:
                 del self._fetching[key]
 
-    async def fetch_many(self, keys: Sequence[str], refresh_ahead: float | None = None) -> dict[str, Found]:
+    async def fetch_many(
+        self, keys: Sequence[str], shape: Shape | None, refresh_ahead: float | None = None
+    ) -> dict[str, Found]:
         """What the remote seat has of these, in one round trip (one more where entries have tags)."""
         if self.remote is None or not keys:
             return {}
@@ -103,10 +106,11 @@ class Seats:
         self._fetching.update(dict.fromkeys(keys, token))
         try:
             entries = await self._read_many(self.remote, keys)
-            return {
-                key: self._adopt(key, entry, stamp, refresh_ahead, self._fetching.get(key) is token)
+            adopted = {
+                key: self._adopt(key, entry, stamp, shape, refresh_ahead, self._fetching.get(key) is token)
                 for key, entry in entries.items()
             }
+            return {key: found for key, found in adopted.items() if found is not None}
         finally:
             for key in keys:
                 if self._fetching.get(key) is token:
@@ -124,7 +128,25 @@ class Seats:
             return {}
         return await self.attempt("get_many", self.remote_tags.current(tags), {})
 
-    def _adopt(self, key: str, entry: Entry, stamp: int, refresh_ahead: float | None, undisturbed: bool) -> Found:
+    def _adopt(
+        self,
+        key: str,
+        entry: Entry,
+        stamp: int,
+        shape: Shape | None,
+        refresh_ahead: float | None,
+        undisturbed: bool,
+    ) -> Found | None:
+        """The value and its life here; ``None`` when it is not of the type any more."""
+        value = entry.value
+        if shape is not None:
+            try:
+                value = shape.load(value)
+            except DecodeError as error:
+                self.failures.report("a stored value does not fit its type", error)
+                return None
+        elif entry.typed:
+            undisturbed = False  # who knows the type would find plain data in the local seat
         epoch = self.clock.epoch
         ages_at = math.inf
         if refresh_ahead is not None and entry.fresh_until != math.inf:
@@ -140,8 +162,8 @@ class Seats:
         )
         now = self.clock.monotonic()
         if self.local is not None and undisturbed and now < life.fresh_until:
-            self.local.put(key, entry.value, now, None, life)
-        return entry.value, life
+            self.local.put(key, value, now, None, life)
+        return value, life
 
     def used(self, key: str, life: Life, now: float) -> None:
         """Count a use of an entry of the local seat: for eviction, and for a ttl that slides."""
@@ -157,7 +179,14 @@ class Seats:
     # Changing
 
     async def keep(
-        self, key: str, value: Any, now: float, ttl: float | None, life: Life | None, only_if: OnlyIf = None
+        self,
+        key: str,
+        value: Any,
+        now: float,
+        ttl: float | None,
+        life: Life | None,
+        shape: Shape | None,
+        only_if: OnlyIf = None,
     ) -> bool:
         """Store a value in both seats; whether the condition held and the store took it."""
         local = self.local
@@ -174,7 +203,7 @@ class Seats:
         self._fetching.pop(key, None)
         if life is None:
             life = Life(now) if ttl is None else Life(now, now + ttl, now + ttl)
-        entry = await self.entry(value, life)
+        entry = await self.entry(value, life, shape)
         if entry is None:
             stored = None
         else:
@@ -187,8 +216,13 @@ class Seats:
                 local.remove(key)
         return bool(stored)
 
-    async def entry(self, value: Any, life: Life) -> Entry | None:
-        """The value as the remote seat keeps it; ``None`` when its tags' versions cannot be had."""
+    async def entry(self, value: Any, life: Life, shape: Shape | None) -> Entry | None:
+        """The value as the remote seat keeps it; ``None`` when its tags' versions cannot be had.
+
+        Raises:
+            EncodeError: It is not of the type that the shape is of, or would not come back equal.
+        """
+        plain = value if shape is None else shape.dump(value)
         epoch = self.clock.epoch
         versions: Mapping[str, str] = life.versions or {}
         if life.tags and not life.versions and self.remote_tags is not None:
@@ -197,11 +231,12 @@ class Seats:
                 return None
             life.versions = versions = got
         return Entry(
-            value=value,
+            value=plain,
             created_at=life.created_at + epoch,
             fresh_until=life.fresh_until + epoch,
             expires_at=life.expires_at + epoch,
             tags=versions,
+            typed=plain is not value,
         )
 
     async def keep_many(
@@ -209,6 +244,7 @@ class Seats:
         values: Mapping[str, Any],
         now: float,
         lives: Mapping[str, Life],
+        shape: Shape | None,
         overtaken: Callable[[str], bool] = lambda _: False,
     ) -> bool:
         """Store all in both seats, in one round trip, but for those that a write has overtaken meanwhile."""
@@ -217,7 +253,7 @@ class Seats:
             entries = {}
             for key, value in values.items():
                 self._fetching.pop(key, None)
-                entry = await self.entry(value, lives[key])
+                entry = await self.entry(value, lives[key], shape)
                 if entry is not None:
                     entries[key] = entry
             taken = len(entries) == len(values)
@@ -250,7 +286,7 @@ class Seats:
     async def retime(self, key: str, now: float, ttl: float | None) -> bool:
         """Give a fresh entry a new ttl, from now; its grace stays as long as it was."""
         fresh_until = math.inf if ttl is None else now + ttl
-        found = self.look(key, now) if self.remote is None else await self.fetch(key)
+        found = self.look(key, now) if self.remote is None else await self.fetch(key, None, copied=False)
         if self.remote is not None:
             if found is None or now >= found[1].fresh_until:
                 return False
@@ -373,58 +409,6 @@ class Seats:
     async def ping(self) -> bool:
         """Whether the remote store answers, if there is one."""
         return self.remote is None or await self.attempt("ping", _done(self.remote.ping()), False)
-
-    # Failing
-
-    async def attempt(self, operation: str, work: Awaitable[T], fallback: F) -> T | F:
-        """The work's result; the fallback when the store fails and failures are to be hidden.
-
-        Raises:
-            BackendError: The store failed, and ``on_error`` is ``"raise"``.
-        """
-        try:
-            return await work
-        except DecodeError as error:
-            self._hide(operation, BackendError(f"{operation}: {type(error).__name__}"))
-            return fallback
-        except BackendError as error:
-            failure = error
-        except CacheError:
-            raise
-        except Exception as error:
-            if operation == "incr" and isinstance(error, TypeError):
-                raise
-            failure = BackendError(f"{operation} failed: {type(error).__name__}")
-            failure.__cause__ = error
-        if self._on_error == "raise":
-            raise failure
-        self._hide(operation, failure)
-        return fallback
-
-    def _hide(self, operation: str, failure: BackendError) -> None:
-        if callable(self._on_error):
-            self._on_error(failure)
-        self.hide(f"{operation} failed", failure.__cause__ or failure)
-
-    def hide(self, what: str, error: BaseException) -> None:
-        """Report a failure, and mark the span of the call or load that it happened in."""
-        self._hidden(error)
-        self.report(what, error)
-
-    def report(self, what: str, error: BaseException) -> None:
-        """Count a failure that no caller sees, and log it, at most once a second; its text may hold a key or a
-        value."""
-        self.counters.errors += 1
-        now = self.clock.monotonic()
-        if now < self._quiet_until:
-            self._unlogged += 1
-            return
-        self._quiet_until = now + _LOG_SECONDS
-        more, self._unlogged = self._unlogged, 0
-        _log.warning(
-            "cache %r: %s: %s%s", self._name, what, type(error).__name__,
-            f" (and {more} more since the last report)" if more else "",
-        )  # fmt: skip
 
 
 _KEYS_SLICE: Final = 2_000

@@ -9,6 +9,7 @@ may take a fresh value for a stale one, and never a stale one for fresh.
 """
 
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from types import EllipsisType
 from typing import Any, Protocol, TypeVar, Unpack, overload
 
@@ -18,6 +19,7 @@ from asynccache.entry import MISSING
 from asynccache.keys import check_key
 from asynccache.load import Load
 from asynccache.policy import Policy, PolicyOptions, Ttl
+from asynccache.shape import Shape
 from asynccache.telemetry import provider_module
 
 __all__ = ["Get", "GetOrSet", "bind_get", "bind_get_or_set"]
@@ -93,8 +95,8 @@ class GetOrSet(Protocol):
         ...
 
 
-def bind_get(core: Dispatcher, prefix: str) -> Get:
-    """The ``get`` of a cache."""
+def bind_get(core: Dispatcher, prefix: str, shape: Shape | None = None) -> Get:
+    """The ``get`` of a cache, or of a view for values of one type."""
     until_of, touch, now, counters = core.until, core.touch, core.now, core.counters
 
     async def get(key: str, default: Any = None) -> Any:
@@ -109,7 +111,7 @@ def bind_get(core: Dispatcher, prefix: str) -> Get:
                 return value
         except (TypeError, KeyError):
             pass  # not a key at all, or an entry that another thread has just removed
-        return await core.here().get(check_key(key), default)
+        return await core.here().get(check_key(key), default, shape)
 
     async def get_in_namespace(key: str, default: Any = None) -> Any:
         try:
@@ -124,15 +126,15 @@ def bind_get(core: Dispatcher, prefix: str) -> Get:
                 return value
         except (TypeError, KeyError):
             pass  # as above
-        return await core.here().get(prefix + check_key(key), default)
+        return await core.here().get(prefix + check_key(key), default, shape)
 
     bound = get_in_namespace if prefix else get
     bound.__qualname__, bound.__doc__ = "Cache.get", Get.__call__.__doc__
     return bound
 
 
-def bind_get_or_set(core: Dispatcher, prefix: str) -> GetOrSet:
-    """The ``get_or_set`` of a cache."""
+def bind_get_or_set(core: Dispatcher, prefix: str, shape: Shape | None = None) -> GetOrSet:
+    """The ``get_or_set`` of a cache, or of a view for values of one type."""
     until_of, touch, now, counters = core.until, core.touch, core.now, core.counters
 
     async def get_or_set(
@@ -161,6 +163,8 @@ def bind_get_or_set(core: Dispatcher, prefix: str) -> GetOrSet:
         terms = here.terms
         if policy is not None or ttl is not ... or options or terms.tags:
             terms = own_terms(here, prefix, ttl, policy, options)
+        if shape is not None:
+            terms = replace(terms, shape=shape)
         return await here.get_or_set(whole_key(prefix, key), prefix, factory, terms)
 
     get_or_set.__qualname__, get_or_set.__doc__ = "Cache.get_or_set", GetOrSet.__call__.__doc__

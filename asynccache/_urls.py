@@ -14,7 +14,10 @@ from asynccache.errors import ConfigError
 __all__ = ["open_store"]
 
 _GROUP: Final = "asynccache.backends"
-_BUILT_IN: Final = {"memory": "asynccache.backends.memory:open_memory"}
+_BUILT_IN: Final = {
+    "memory": "asynccache.backends.memory:open_memory",
+    "file": "asynccache.backends.file:open_file",
+}
 
 
 def open_store(store: str, *, clock: Clock, codec: Any = None) -> Any:

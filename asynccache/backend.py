@@ -1,14 +1,15 @@
 """What a store must be able to do to sit behind a cache."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+import weakref
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias, final
 from urllib.parse import SplitResult
 
 from asynccache.clock import Clock
 from asynccache.entry import Entry
 
-__all__ = ["Backend", "Lease", "Leases", "OnlyIf", "StoreOptions"]
+__all__ = ["Backend", "Lease", "Leases", "OnlyIf", "Reports", "StoreOptions"]
 
 OnlyIf: TypeAlias = Literal["absent", "present"] | None
 """The condition of a write: the key must be absent, must be present, or may be either."""
@@ -44,6 +45,11 @@ class Backend(Protocol):
     @property
     def name(self) -> str:
         """A short, constant word for spans and metrics: ``redis``, ``file``."""
+        ...
+
+    @property
+    def reports(self) -> "Reports | None":
+        """Where it tells of failures that no call raises; ``None`` when there are none."""
         ...
 
     @property
@@ -85,8 +91,8 @@ class Backend(Protocol):
         ...
 
     def keys(self, prefix: str) -> AsyncIterator[str]:
-        """Every key that starts with the prefix, stale ones too, in no order, without blocking anybody; one that comes
-        or goes meanwhile may or may not be among them."""
+        """Every key that starts with the prefix, stale ones and those that only have a lease too, in no order, without
+        blocking anybody; one that comes or goes meanwhile may or may not be among them."""
         ...
 
     async def ping(self) -> None:
@@ -96,6 +102,29 @@ class Backend(Protocol):
     async def aclose(self) -> None:
         """Let go of everything that this object opened. A second call does nothing."""
         ...
+
+
+@final
+class Reports:
+    """Tells whoever listens of failures that no call raises: bytes that cannot be read, upkeep that fails.
+
+    It keeps no listener alive. What is told may come from any thread.
+    """
+
+    def __init__(self) -> None:
+        self._listeners: list[weakref.WeakMethod[Callable[[str, BaseException], object]]] = []
+
+    def add(self, listener: Callable[[str, BaseException], object]) -> None:
+        """Tell a method, as long as its object lives, what happened and by which exception."""
+        self._listeners = [each for each in self._listeners if each() is not None]
+        self._listeners.append(weakref.WeakMethod(listener))
+
+    def tell(self, what: str, error: BaseException) -> None:
+        """Tell all who listen."""
+        for each in self._listeners:
+            listener = each()
+            if listener is not None:
+                listener(what, error)
 
 
 @dataclass(frozen=True, slots=True)

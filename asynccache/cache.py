@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from functools import partial
 from types import EllipsisType, TracebackType
 from typing import Any, Literal, ParamSpec, Self, TypeVar, Unpack, cast, final, overload
 
@@ -16,10 +17,11 @@ from asynccache._arguments import (
 )
 from asynccache._detours import override
 from asynccache._dispatcher import Dispatcher
-from asynccache._memoize import KeyRule, Memoized, MemoizedClassMethod, MemoizedMany
+from asynccache._failures import OnError
+from asynccache._memoize import KeyRule, Memoized, MemoizedMany, memoized
 from asynccache._opening import open_seats
-from asynccache._seats import OnError
 from asynccache._short_way import Get, GetOrSet, bind_get, bind_get_or_set
+from asynccache._typed_cache import TypedCache
 from asynccache.backend import Backend, OnlyIf
 from asynccache.backends.memory import MemoryBackend
 from asynccache.clock import Clock
@@ -36,6 +38,7 @@ __all__ = ["Cache"]
 P = ParamSpec("P")
 R = TypeVar("R")
 K = TypeVar("K")
+T = TypeVar("T")
 
 
 @final
@@ -141,8 +144,7 @@ class Cache:
         return await self._core.here().entry(whole_key(self._prefix, key))
 
     async def keys(self, match: str = "*") -> AsyncIterator[str]:
-        """The keys of this namespace that match the glob, without the namespace; those of deeper ones are not among
-        them.
+        """The keys of this namespace, not those of deeper ones, that match the glob; without the namespace.
 
         ``*`` is any text, ``?`` any character, ``[a-z]`` one of a set, ``[^a-z]`` one not of it; a backslash takes the
         meaning away.
@@ -333,26 +335,20 @@ class Cache:
             ConfigError: A template names no parameter, or an option is wrong; at decoration.
         """
 
-        def decorate(decorated: Any) -> Any:
-            core = self._core
-            tags = options.get("tags", ())
-            rest = cast(PolicyOptions, {name: value for name, value in options.items() if name != "tags"})
-            if isinstance(tags, str):
-                raise ConfigError(f"tags is a collection of names, not one text: write tags=[{tags!r}]")
-            memoized: Memoized[Any, Any] = Memoized(
-                decorated.__func__ if isinstance(decorated, staticmethod | classmethod) else decorated,
-                cache=self,
-                dispatcher=core,
-                prefix=self._prefix,
-                terms=own_terms(core, self._prefix, ttl, policy, rest),
-                key=key,
-                ignore=ignore,
-                tags=tuple(tags),
-            )
-            if isinstance(decorated, classmethod):
-                return MemoizedClassMethod(memoized)
-            return staticmethod(memoized) if isinstance(decorated, staticmethod) else memoized
-
+        tags = options.get("tags", ())
+        rest = cast(PolicyOptions, {name: value for name, value in options.items() if name != "tags"})
+        if isinstance(tags, str):
+            raise ConfigError(f"tags is a collection of names, not one text: write tags=[{tags!r}]")
+        decorate = partial(
+            memoized,
+            cache=self,
+            dispatcher=self._core,
+            prefix=self._prefix,
+            terms=own_terms(self._core, self._prefix, ttl, policy, rest),
+            key=key,
+            ignore=ignore,
+            tags=tuple(tags),
+        )
         return decorate if function is None else decorate(function)
 
     def memoize_many(
@@ -373,17 +369,14 @@ class Cache:
             **options: Options of the policy.
         """
 
-        def decorate(function: Callable[[list[K]], Coroutine[Any, Any, Mapping[K, R]]]) -> MemoizedMany[K, R]:
-            return MemoizedMany(
-                function,
-                cache=self,
-                dispatcher=self._core,
-                prefix=self._prefix,
-                terms=own_terms(self._core, self._prefix, ttl, policy, options),
-                key=key,
-            )
-
-        return decorate
+        return partial(
+            MemoizedMany,
+            cache=self,
+            dispatcher=self._core,
+            prefix=self._prefix,
+            terms=own_terms(self._core, self._prefix, ttl, policy, options),
+            key=key,
+        )
 
     def override(self, *, refresh: bool = False, bypass: bool = False) -> AbstractContextManager[None]:
         """In this context, and in tasks begun in it, have this and every other cache load anew (``refresh``), or leave
@@ -408,8 +401,8 @@ class Cache:
         Raises:
             LockTimeout: It was not free in time.
         """
-        limit = optional_seconds(timeout, "timeout")
-        return self._core.here().lock(whole_key(self._prefix, key), seconds(ttl, name="ttl"), limit)
+        left = optional_seconds(timeout, "timeout")
+        return self._core.here().lock(whole_key(self._prefix, key), seconds(ttl, name="ttl"), left)
 
     # The rest
 
@@ -424,10 +417,17 @@ class Cache:
         view._bind(self._core, f"{self._prefix}{check_key(name)}\0")
         return view
 
+    def typed(self, kind: type[T]) -> TypedCache[T]:
+        """A view for values of one type, which come back as that type from every store: a dataclass, ``list[User]``.
+
+        Raises:
+            ConfigError: The type cannot be supported, or the library for it is missing.
+        """
+        return TypedCache(self, self._core, self._prefix, kind)
+
     def stats(self) -> Stats:
         """What was counted so far, by all views together."""
-        core = self._core
-        return core.stats() if core.closed else core.here().stats()
+        return (self._core if self._core.closed else self._core.here()).stats()
 
     async def ping(self) -> bool:
         """Whether the store answers."""

@@ -5,10 +5,13 @@ import time
 from collections.abc import Callable
 from typing import Protocol, final
 
-__all__ = ["Clock", "SystemClock", "Timer", "stopwatch"]
+__all__ = ["Clock", "SystemClock", "Timer", "processor_time", "stopwatch"]
 
 stopwatch: Callable[[], float] = time.perf_counter
 """Seconds for measuring how long something took: real time even when the cache's clock is a traveller's."""
+
+processor_time: Callable[[], float] = getattr(time, "thread_time", time.perf_counter)
+"""Seconds for which this thread has worked: while it waits they stand still."""
 
 
 class Timer(Protocol):

@@ -43,6 +43,8 @@ class Entry:
         fresh_until: Until when the value is returned without a load: ``created_at`` plus the (jittered) ttl.
         expires_at: Until when it can stand in for a failing load: ``fresh_until`` plus the grace. Then it is gone.
         tags: The version that each of its tags had at ``created_at``; the entry is valid while they still have it.
+        typed: Whether the value is plain data that stands for one of a type, which only those who know the type can
+            make of it.
     """
 
     value: Any
@@ -50,3 +52,4 @@ class Entry:
     fresh_until: float = math.inf
     expires_at: float = math.inf
     tags: Mapping[str, str] = field(default_factory=lambda: _NO_TAGS)
+    typed: bool = False

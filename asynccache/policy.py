@@ -134,6 +134,7 @@ class Terms:
         ordinary: Whether a ttl says all there is to say about an entry stored on these terms.
         patient: Whether callers wait as long as the load takes.
         template: What the keys are made from, where that is known.
+        shape: That of the values' type, where it is known: between values and the plain data of a remote store.
     """
 
     ttl: float | None
@@ -153,6 +154,7 @@ class Terms:
     ordinary: bool = field(default=False, init=False)
     patient: bool = field(default=True, init=False)
     template: str | None = None
+    shape: Any = None
 
     def __post_init__(self) -> None:
         """Work out what is asked at every load."""

@@ -64,6 +64,7 @@ class ToyBackend:
     """
 
     name = "toy"
+    reports = None  # nothing fails here that no call raises
 
     def __init__(self, server: ToyServer | None = None, *, clock: Clock | None = None) -> None:
         self.server = server or ToyServer()
@@ -122,8 +123,8 @@ class ToyBackend:
 
     async def keys(self, prefix: str) -> AsyncIterator[str]:
         await asyncio.sleep(0)
-        for key in list(self.server.entries):
-            if key.startswith(prefix) and self.server.entry(key, self.now, stale=True) is not None:
+        for key in self.server.entries.keys() | self.server.leases.keys():  # what is loaded just now can be cleared
+            if key.startswith(prefix) and (key in self.server.leases or self.server.entry(key, self.now, stale=True)):
                 yield key
 
     async def ping(self) -> None:

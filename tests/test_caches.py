@@ -314,6 +314,7 @@ class Sticky:
 
     name = "sticky"
     leases = None
+    reports = None
 
     async def aclose(self) -> None:
         raise OSError("stuck")

@@ -1,8 +1,11 @@
 """The suites that stores and caches must pass, run on those that there are."""
 
+from pathlib import Path
+
 import pytest
 
 from asynccache import Backend, Clock
+from asynccache.backends.file import FileBackend
 from asynccache.testing import BackendConformance, FaultyBackend, TravellingClock
 from examples.custom_backend import ToyBackend, main
 
@@ -41,6 +44,31 @@ class TestToyBackendInRealTime(BackendConformance):
 
     async def open(self) -> Backend:
         return ToyBackend()
+
+
+class TestFileBackend(TravellingConformance):
+    """The file store; another process has a backend of its own on the same directory."""
+
+    @pytest.fixture(autouse=True)
+    def _in_a_directory(self, tmp_path: Path) -> None:
+        self.path = tmp_path / "store"
+
+    async def open(self) -> Backend:
+        return FileBackend(self.path, clock=self.clock)
+
+    async def open_another(self, backend: Backend) -> Backend:
+        return await self.open()
+
+
+class TestFileBackendInRealTime(BackendConformance):
+    """The file store on the machine's clock, where every write waits for the disk."""
+
+    @pytest.fixture(autouse=True)
+    def _in_a_directory(self, tmp_path: Path) -> None:
+        self.path = tmp_path / "store"
+
+    async def open(self) -> Backend:
+        return FileBackend(self.path, durability="power", max_entries=100_000)
 
 
 class ToyWithoutLeases(ToyBackend):

@@ -38,6 +38,7 @@ CALLS: Final = {
     "delete_many": "(keys)",
     "touch": "(key, ttl)",
     "incr": "(key, delta=1, *, ttl=None)",
+    "typed": "(kind)",
     "decr": "(key, delta=1, *, ttl=None)",
     "clear": "(match='*')",
     "invalidate_tags": "(*tags)",
@@ -80,11 +81,11 @@ ATTRIBUTES: Final = {
         "add_tags", "grace", "grace_given", "keep_stale", "key", "reason", "skip", "skipped", "stale", "tags", "ttl",
         "ttl_given",
     ],
-    Entry: ["created_at", "expires_at", "fresh_until", "tags", "value"],
+    Entry: ["created_at", "expires_at", "fresh_until", "tags", "typed", "value"],
     asynccache.Caches: ["aclose", "from_env", "from_mapping", "from_toml"],
     asynccache.testing.FaultyBackend: [
         "aclose", "delay", "delete", "fail", "get", "get_many", "hang", "heal", "incr", "keys", "leases", "lose",
-        "name", "ping", "set", "set_many", "touch",
+        "name", "ping", "reports", "set", "set_many", "touch",
     ],
     asynccache.testing.Sandbox: ["travel"],
 }  # fmt: skip

@@ -559,6 +559,7 @@ async def test_a_store_without_room_for_references(clock):
         __hash__ = None  # type: ignore[assignment]
         name = "bare"
         leases = None
+        reports = None
 
         async def get(self, key: str) -> None:
             return None

@@ -304,6 +304,7 @@ async def test_a_hidden_failure_marks_the_call(spans):
     class Broken:
         name = "broken"
         leases = None
+        reports = None
 
         async def get(self, key):
             raise OSError(SECRET_VALUE)

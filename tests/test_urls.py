@@ -55,7 +55,7 @@ def test_the_built_in_ones_use_the_same_door():
         ("memory", "a store is a URL"),
         ("memory:", "a store is a URL"),
         ("memry://", r"no backend for memry://.*did you mean memory\?"),
-        ("zzz://", "no backend for zzz://; there are memory"),
+        ("zzz://", "no backend for zzz://; there are file, memory"),
         ("memory://?max_entries=1&max_entries=2", "given twice"),
         ("memory://host", "no host and no path"),
         ("memory:///path", "no host and no path"),

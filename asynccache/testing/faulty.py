@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequenc
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar, final
 
-from asynccache.backend import Backend, Lease, Leases, OnlyIf
+from asynccache.backend import Backend, Lease, Leases, OnlyIf, Reports
 from asynccache.entry import Entry
 from asynccache.errors import BackendUnavailable, ConfigError
 
@@ -132,6 +132,11 @@ class FaultyBackend:
     def name(self) -> str:
         """That of the other."""
         return self._inner.name
+
+    @property
+    def reports(self) -> Reports | None:
+        """Those of the other."""
+        return self._inner.reports
 
     @property
     def leases(self) -> Leases | None:

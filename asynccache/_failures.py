@@ -1,0 +1,109 @@
+"""The failure policy: what is done when a store fails, decided here and nowhere else."""
+
+import logging
+import math
+from collections.abc import Awaitable, Callable
+from typing import Final, Literal, TypeAlias, TypeVar, final
+
+from asynccache.clock import Clock
+from asynccache.errors import BackendError, CacheError, DecodeError
+from asynccache.stats import Counters
+
+__all__ = ["Failures", "OnError"]
+
+OnError: TypeAlias = Literal["degrade", "raise"] | Callable[[BackendError], object]
+"""What happens when the store fails: a miss, an exception, or a miss that a function is told of."""
+
+T = TypeVar("T")
+F = TypeVar("F")
+
+_LOG_SECONDS: Final = 1.0
+_log = logging.getLogger("asynccache")
+
+
+@final
+class Failures:
+    """The failures of one cache: raised, or hidden and then counted, logged and told.
+
+    Args:
+        on_error: What the user wants.
+        name: What the cache is called.
+        clock: Where time comes from.
+        counters: Where hidden failures are counted.
+        hidden: Marks the span that a hidden failure happened in.
+    """
+
+    def __init__(
+        self,
+        *,
+        on_error: OnError,
+        name: str,
+        clock: Clock,
+        counters: Counters,
+        hidden: Callable[[BaseException], None],
+    ) -> None:
+        self.counters = counters
+        self._on_error = on_error
+        self._name = name
+        self._clock = clock
+        self._hidden = hidden
+        self._quiet_until = -math.inf
+        self._unlogged = 0
+
+    async def attempt(self, operation: str, work: Awaitable[T], fallback: F) -> T | F:
+        """The work's result; the fallback when the store fails and failures are to be hidden.
+
+        Raises:
+            BackendError: The store failed, and ``on_error`` is ``"raise"``.
+        """
+        try:
+            return await work
+        except DecodeError as error:
+            self._hide(operation, BackendError(f"{operation}: {type(error).__name__}"))
+            return fallback
+        except BackendError as error:
+            failure = error
+        except CacheError:
+            raise
+        except Exception as error:
+            if operation == "incr" and isinstance(error, TypeError):
+                raise
+            failure = BackendError(f"{operation} failed: {type(error).__name__}")
+            failure.__cause__ = error
+        if self._on_error == "raise":
+            raise failure
+        self._hide(operation, failure)
+        return fallback
+
+    def _hide(self, operation: str, failure: BackendError) -> None:
+        if callable(self._on_error):
+            self._on_error(failure)
+        self.hide(f"{operation} failed", failure.__cause__ or failure)
+
+    def told(self, what: str, error: BaseException) -> None:
+        """Report what a store tells of: a failure that no call raises."""
+        if callable(self._on_error):
+            self._on_error(
+                error if isinstance(error, BackendError) else BackendError(f"{what}: {type(error).__name__}")
+            )
+        self.report(what, error)
+
+    def hide(self, what: str, error: BaseException) -> None:
+        """Report a failure, and mark the span of the call or load that it happened in."""
+        self._hidden(error)
+        self.report(what, error)
+
+    def report(self, what: str, error: BaseException) -> None:
+        """Count a failure that no caller sees, and log it, at most once a second; its text may hold a key or a
+        value."""
+        self.counters.errors += 1
+        now = self._clock.monotonic()
+        if now < self._quiet_until:
+            self._unlogged += 1
+            return
+        self._quiet_until = now + _LOG_SECONDS
+        more, self._unlogged = self._unlogged, 0
+        _log.warning(
+            "cache %r: %s: %s%s", self._name, what, type(error).__name__,
+            f" (and {more} more since the last report)" if more else "",
+        )  # fmt: skip

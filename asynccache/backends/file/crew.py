@@ -1,0 +1,209 @@
+"""Threads that do the blocking work of a store, whole batches at a time.
+
+A caller puts a job into a queue and awaits its future. The thread takes all that waits, does it in one go, and hands
+the results back in one call to the loop.
+
+A thread needs the interpreter's lock several times for a batch, and a loop that is always busy hardly lets go of it:
+it takes the lock back before a waiting thread has woken. On the machine where this was measured a thread then got the
+lock 3 times a second. So while jobs are out and the loop's thread does nothing but work, it sleeps for an instant (a
+twentieth of a millisecond) once a millisecond, in which the lock is really free.
+"""
+
+import threading
+import time
+from asyncio import AbstractEventLoop, Future
+from collections.abc import Callable, Sequence
+from queue import Empty, SimpleQueue
+from typing import Any, Final, Protocol, final
+from weakref import WeakKeyDictionary
+
+from asynccache.clock import processor_time, stopwatch
+
+__all__ = ["Crew", "Desk", "Job", "done"]
+
+_MOST_AT_ONCE: Final = 512
+_GIVE_WAY_SECONDS: Final = 0.001
+_BUSY: Final = 0.8  # the share of its time for which a thread must have worked to count as always busy
+
+
+@final
+class Job:
+    """A piece of work and who waits for it.
+
+    Attributes:
+        loop: Where the waiter is; ``None`` for an errand that nobody waits for.
+        future: What the waiter awaits; an errand has none.
+        work: What to do, as the desk understands it.
+        weight: About how many bytes it writes.
+        result: What came of it.
+        failure: Makes the exception that came of it: each waiter gets one of his own.
+    """
+
+    __slots__ = ("failure", "future", "loop", "result", "weight", "work")
+
+    future: "Future[Any]"
+
+    def __init__(self, loop: AbstractEventLoop | None, work: Any, weight: int = 0) -> None:
+        self.loop = loop
+        if loop is not None:
+            self.future = loop.create_future()
+        self.work = work
+        self.weight = weight
+        self.result: Any = None
+        self.failure: Callable[[], BaseException] | None = None
+
+
+class Desk(Protocol):
+    """Where a thread does its work. All its methods are called by that thread."""
+
+    def serve(self, jobs: Sequence[Job]) -> None:
+        """Do the jobs: each has a result or a failure afterwards. Raises nothing."""
+        ...
+
+    def rest(self) -> float | None:
+        """Do a little of what may be done between batches; in how many seconds to come again, ``None`` for never."""
+        ...
+
+    def close(self) -> None:
+        """Let go of everything."""
+        ...
+
+
+@final
+class Crew:
+    """Some threads with one queue, started when there is work.
+
+    Args:
+        name: What the threads are called.
+        desk: Makes the desk of each.
+        size: How many there are at most.
+    """
+
+    def __init__(self, name: str, desk: Callable[[], Desk], size: int = 1) -> None:
+        self._name = name
+        self._desk = desk
+        self._size = size
+        self._queue: SimpleQueue[Job | None] = SimpleQueue()
+        self._threads: list[threading.Thread] = []
+        self._guard = threading.Lock()
+
+    def put(self, job: Job) -> None:
+        """Have the job done."""
+        self._queue.put(job)
+        if len(self._threads) < self._size:
+            self._start()
+
+    def stop(self) -> list[threading.Thread]:
+        """Have the threads end when they have done what waits; those that will."""
+        with self._guard:
+            for _ in self._threads:
+                self._queue.put(None)
+            return self._threads
+
+    def _start(self) -> None:
+        with self._guard:
+            if len(self._threads) < self._size:
+                number = len(self._threads) + 1
+                thread = threading.Thread(
+                    target=_run, args=(self._queue, self._desk), name=f"{self._name}-{number}", daemon=True
+                )
+                self._threads.append(thread)
+                thread.start()
+
+
+def _run(queue: "SimpleQueue[Job | None]", make: Callable[[], Desk]) -> None:
+    desk = make()
+    pause: float | None = 0.0
+    try:
+        while True:
+            try:
+                job = queue.get(timeout=pause)
+            except Empty:
+                pause = desk.rest()
+                continue
+            jobs = []
+            while job is not None:
+                jobs.append(job)
+                if len(jobs) >= _MOST_AT_ONCE:
+                    break
+                try:
+                    job = queue.get_nowait()
+                except Empty:
+                    break
+            if jobs:
+                desk.serve(jobs)
+                _hand_back(jobs)
+            if job is None:
+                return
+            pause = desk.rest()
+            del job, jobs
+    finally:
+        desk.close()
+
+
+def _hand_back(jobs: Sequence[Job]) -> None:
+    """Give the results to the loops that wait for them, each in one call."""
+    by_loop: dict[AbstractEventLoop, list[Job]] = {}
+    for job in jobs:
+        if job.loop is not None:
+            by_loop.setdefault(job.loop, []).append(job)
+    for loop, own in by_loop.items():
+        try:
+            loop.call_soon_threadsafe(_deliver, own)
+        except RuntimeError:  # that loop is closed: nobody waits
+            pass
+
+
+def _deliver(jobs: Sequence[Job]) -> None:
+    for job in jobs:
+        if job.future.done():
+            continue  # its caller was cancelled
+        if job.failure is None:
+            job.future.set_result(job.result)
+        else:
+            job.future.set_exception(job.failure())
+
+
+@final
+class _GivingWay:
+    """Lets threads have the interpreter's lock while jobs of one loop are out."""
+
+    __slots__ = ("_began", "_out", "_ticking", "_worked")
+
+    def __init__(self) -> None:
+        self._out = 0
+        self._ticking = False
+        self._began = self._worked = 0.0
+
+    async def wait(self, loop: AbstractEventLoop, job: Job) -> Any:
+        self._out += 1
+        if not self._ticking:
+            self._ticking = True
+            self._later(loop)
+        try:
+            return await job.future
+        finally:
+            self._out -= 1
+
+    def _later(self, loop: AbstractEventLoop) -> None:
+        self._began, self._worked = stopwatch(), processor_time()
+        loop.call_later(_GIVE_WAY_SECONDS, self._tick, loop)
+
+    def _tick(self, loop: AbstractEventLoop) -> None:
+        if not self._out:
+            self._ticking = False
+            return
+        if processor_time() - self._worked >= _BUSY * (stopwatch() - self._began):
+            time.sleep(0)
+        self._later(loop)
+
+
+_giving_way: "WeakKeyDictionary[AbstractEventLoop, _GivingWay]" = WeakKeyDictionary()
+
+
+async def done(loop: AbstractEventLoop, job: Job) -> Any:
+    """What comes of a job that was put into a queue."""
+    way = _giving_way.get(loop)
+    if way is None:
+        way = _giving_way.setdefault(loop, _GivingWay())
+    return await way.wait(loop, job)

@@ -1,0 +1,400 @@
+"""Entries to bytes and back: the one format of everything that leaves the process.
+
+::
+
+    offset  bytes  format version 1; numbers are big-endian
+    0       1      magic, 0xAC: no JSON, text or pickle begins with it
+    1       1      format version
+    2       1      the serializer's number
+    3       1      flags: 1 lz4, 2 signed, 4 encrypted, 8 tags, 16 plain data of a type; the rest are zero
+    4       6      when the entry was made: seconds since 1970, times 65,536
+    10      6      how long it is fresh after that, likewise; all ones: for ever
+    16      6      how long it can stand in after that (its grace), likewise; all ones: for ever
+    22      2      the low half of the CRC-32 of binding and body; zero where the entry is signed or encrypted
+    24             with flag 8, the tags: their number (2 bytes); for each its name and its version, each as
+                   length (2 bytes) and UTF-8
+                   with flag 2, HMAC-SHA-256 of binding and body (32 bytes)
+                   the body: the serializer's bytes
+                     with flag 1, their length (4 bytes) and an lz4 block
+                     with flag 4, a nonce (12 bytes) and what AES-256-GCM makes of that, the binding as its
+                     associated data
+    binding        bytes 0-3, the tags as above, the whole key's length (4 bytes) and the whole key in UTF-8
+
+The times are bound by neither checksum nor signature, so that a store can give an entry new ones without its secrets.
+The *whole key* is that of the store, the namespace in front: an entry that is moved to another key is none. Secrets
+are derived from the user's by BLAKE2b, one for signing and one for encryption.
+"""
+
+import hmac
+import math
+import os
+import zlib
+from collections.abc import Collection, Mapping, Sequence
+from hashlib import blake2b
+from struct import Struct
+from struct import error as StructError
+from typing import Any, Final, final
+
+import lz4.block  # type: ignore[import-untyped]
+
+from asynccache.entry import Entry
+from asynccache.errors import ConfigError, DecodeError, EncodeError
+from asynccache.serializer import Serializer
+from asynccache.serializers.json import JsonSerializer
+from asynccache.serializers.plain import BytesSerializer, StrSerializer
+
+__all__ = ["Codec", "codec_of"]
+
+_MAGIC: Final = 0xAC
+_VERSION: Final = 1
+_LZ4, _SIGNED, _ENCRYPTED, _TAGS, _TYPED = 1, 2, 4, 8, 16
+_SEALED: Final = _SIGNED | _ENCRYPTED
+_HEADER: Final = Struct(">BBBBHIHIHIH")
+_TIMES: Final = Struct(">HIHI")
+_TIMES_AT: Final = 10
+_TICKS: Final = 65_536.0
+_LONGEST: Final = 2**48 - 2
+_FOREVER: Final = 2**48 - 1
+_MAC_BYTES: Final = 32
+_NONCE_BYTES: Final = 12
+_LEAST_SECRET: Final = 16
+_MOST_EXPANSION: Final = 255  # of an lz4 block: a longer run than this takes another byte
+_DEFAULT_COMPRESS: Final = 1_024
+_DEFAULT_MAX_BYTES: Final = 64 * 1_024 * 1_024
+
+
+@final
+class Codec:
+    """Entries to bytes and back, by one serializer.
+
+    Args:
+        serializer: ``"json"``, ``"bytes"``, ``"str"``, ``"pickle"``, or a `Serializer`.
+        keys: Secrets of at least 16 bytes, for signing (or encryption): the first writes, all read. ``"pickle"`` needs
+            one.
+        encrypt: Whether to encrypt with AES-256-GCM by the keys instead of signing; takes the ``crypto`` extra.
+        compress: From how many bytes lz4 is tried (it is used where it helps); ``None`` for never.
+        max_bytes: The largest value that is written or read, as the serializer has it.
+        plain: Whether to write the serializer's bytes alone, for other programs to read: without header, tags, grace,
+            compression and keys.
+
+    Raises:
+        ConfigError: The options contradict each other, or a library is missing.
+    """
+
+    __slots__ = ("_compress", "_loads", "_number", "_sealing", "_seals", "_serializer", "max_bytes", "plain")
+
+    def __init__(
+        self,
+        serializer: str | Serializer = "json",
+        *,
+        keys: Sequence[str | bytes] = (),
+        encrypt: bool = False,
+        compress: int | None = _DEFAULT_COMPRESS,
+        max_bytes: int = _DEFAULT_MAX_BYTES,
+        plain: bool = False,
+    ) -> None:
+        if isinstance(keys, str | bytes):
+            raise ConfigError("codec: keys is a list of secrets, not one")
+        secrets = [_secret(key) for key in keys]
+        if encrypt and not secrets:
+            raise ConfigError("codec: encryption takes keys=[...]")
+        if plain and (secrets or encrypt):
+            raise ConfigError("codec: plain values are neither signed nor encrypted")
+        if not isinstance(max_bytes, int) or not 0 < max_bytes < 2**32:
+            raise ConfigError(f"codec: max_bytes is a whole number from 1 to {2**32 - 1:,}, not {max_bytes!r}")
+        if compress is not None and (not isinstance(compress, int) or compress < 0):
+            raise ConfigError(f"codec: compress is a number of bytes, or None, not {compress!r}")
+        if isinstance(serializer, str):
+            serializer = _serializer_named(serializer, signed=bool(secrets), plain=plain)
+        elif not 128 <= serializer.number <= 255:
+            raise ConfigError(f"codec: {serializer.name}: a serializer of your own has a number from 128 to 255")
+        self._serializer = serializer
+        self._number = serializer.number
+        self._loads = serializer.loads
+        self._compress = math.inf if compress is None or plain else compress
+        self._seals: list[_Seal] = [(_Encryption if encrypt else _Signature)(secret) for secret in secrets]
+        self._sealing = 0 if not secrets else _ENCRYPTED if encrypt else _SIGNED
+        self.max_bytes = max_bytes
+        self.plain = plain
+
+    def encode(self, key: str, entry: Entry) -> bytes:
+        """The entry as bytes, for this key alone.
+
+        Raises:
+            EncodeError: The value would not come back equal, or is too large.
+            ConfigError: Plain values have neither tags nor grace.
+        """
+        body = self._serializer.dumps(entry.value)
+        if len(body) > self.max_bytes:
+            raise EncodeError(f"a value of {len(body):,} bytes is more than max_bytes={self.max_bytes:,}")
+        if self.plain:
+            if entry.tags or entry.expires_at != entry.fresh_until:
+                raise ConfigError("codec: plain values have neither tags nor grace")
+            return body
+        flags = self._sealing
+        if len(body) >= self._compress:
+            packed: bytes = lz4.block.compress(body, store_size=False)
+            if len(packed) + 4 < len(body):
+                body = len(body).to_bytes(4, "big") + packed
+                flags |= _LZ4
+        if entry.typed:
+            flags |= _TYPED
+        tags = b""
+        if entry.tags:
+            flags |= _TAGS
+            tags = _tags_bytes(entry.tags)
+        binding = _binding(bytes((_MAGIC, _VERSION, self._number, flags)), tags, key)
+        check = 0
+        if self._seals:
+            body = self._seals[0].seal(binding, body)
+        else:
+            check = zlib.crc32(body, zlib.crc32(binding)) & 0xFFFF
+        made = min(max(int(entry.created_at * _TICKS), 0), _LONGEST)
+        fresh, grace = _spans(made, entry.fresh_until, entry.expires_at)
+        return b"".join((
+            _HEADER.pack(
+                _MAGIC, _VERSION, self._number, flags,
+                made >> 32, made & 0xFFFFFFFF, fresh >> 32, fresh & 0xFFFFFFFF, grace >> 32, grace & 0xFFFFFFFF, check,
+            ),
+            tags,
+            body,
+        ))  # fmt: skip
+
+    def decode(self, key: str, data: bytes) -> Entry:
+        """The entry that the bytes stand for, under this key; a plain one without its times.
+
+        Raises:
+            DecodeError: They are damaged, of another version, format, serializer or key, or not signed as they should
+                be.
+        """
+        if self.plain:
+            if len(data) > self.max_bytes:
+                raise DecodeError("the value is larger than max_bytes")
+            return Entry(value=self._loads(data), created_at=0.0)
+        try:
+            magic, version, number, flags, m1, m0, f1, f0, g1, g0, check = _HEADER.unpack_from(data)
+        except StructError:
+            raise DecodeError("the bytes are too few for an entry") from None
+        if magic != _MAGIC:
+            raise DecodeError("the bytes are no entry")
+        if version != _VERSION or flags > 31:
+            raise DecodeError(f"an entry of format version {version}, which this one cannot read")
+        if number != self._number:
+            raise DecodeError(f"an entry of another serializer than {self._serializer.name}")
+        if flags & _SEALED != self._sealing:
+            raise DecodeError("the entry is not signed or encrypted as it should be")
+        tags: Mapping[str, str] | None = None
+        start = _HEADER.size
+        if flags & _TAGS:
+            tags, start = _tags_from(data, start)
+        value = self._value(key, data, start, flags, check)
+        made = (m1 << 32) | m0
+        fresh, grace = (f1 << 32) | f0, (g1 << 32) | g0
+        fresh_until = math.inf if fresh == _FOREVER else (made + fresh) / _TICKS
+        expires_at = math.inf if _FOREVER in (fresh, grace) else (made + fresh + grace) / _TICKS
+        typed = flags & _TYPED != 0
+        if tags is None:
+            return Entry(
+                value=value, created_at=made / _TICKS, fresh_until=fresh_until, expires_at=expires_at, typed=typed
+            )
+        return Entry(
+            value=value,
+            created_at=made / _TICKS,
+            fresh_until=fresh_until,
+            expires_at=expires_at,
+            tags=tags,
+            typed=typed,
+        )
+
+    def size(self, data: bytes) -> int:
+        """About how many bytes the value has for the serializer: what reading them costs."""
+        if not self.plain and len(data) > _HEADER.size and data[3] & (_LZ4 | _SEALED | _TAGS) == _LZ4:
+            return int.from_bytes(data[_HEADER.size : _HEADER.size + 4], "big")
+        return len(data)
+
+    def retimed(self, data: bytes, fresh_until: float, expires_at: float) -> bytes:
+        """The bytes of an entry with other times; those of a plain one have none."""
+        if self.plain:
+            return data
+        made = int.from_bytes(data[4:10], "big")
+        fresh, grace = _spans(made, fresh_until, expires_at)
+        times = _TIMES.pack(fresh >> 32, fresh & 0xFFFFFFFF, grace >> 32, grace & 0xFFFFFFFF)
+        return data[:_TIMES_AT] + times + data[_TIMES_AT + _TIMES.size :]
+
+    def __repr__(self) -> str:
+        sealed = {_SIGNED: ", signed", _ENCRYPTED: ", encrypted"}.get(self._sealing, "")
+        return f"<Codec {self._serializer.name}{sealed}{', plain' if self.plain else ''}>"
+
+    def _value(self, key: str, data: bytes, start: int, flags: int, check: int) -> Any:
+        body: bytes | memoryview = data[start:] if len(data) < _LARGE else memoryview(data)[start:]
+        binding = _binding(data[:4], data[_HEADER.size : start], key)
+        if self._sealing:
+            body = self._opened(binding, body)
+        elif zlib.crc32(body, zlib.crc32(binding)) & 0xFFFF != check:
+            raise DecodeError("the bytes of an entry are damaged, or another key's")
+        if flags & _LZ4:
+            body = self._unpacked(body)
+        elif len(body) > self.max_bytes:
+            raise DecodeError("the value is larger than max_bytes")
+        return self._loads(body)
+
+    def _opened(self, binding: bytes, body: bytes | memoryview) -> bytes | memoryview:
+        for seal in self._seals:
+            opened = seal.open(binding, body)
+            if opened is not None:
+                return opened
+        raise DecodeError("an entry's signature is not right")
+
+    def _unpacked(self, body: bytes | memoryview) -> bytes:
+        """The bytes of an lz4 block. What it claims to be is compared with what it can be before memory is taken."""
+        claimed = int.from_bytes(body[:4], "big")
+        if claimed > self.max_bytes or claimed > (len(body) - 4) * _MOST_EXPANSION:
+            raise DecodeError("compressed bytes claim to be more than they may or can be")
+        try:
+            unpacked: bytes = lz4.block.decompress(body[4:], uncompressed_size=claimed)
+        except (lz4.block.LZ4BlockError, ValueError) as error:
+            raise DecodeError("compressed bytes are damaged") from error
+        if len(unpacked) != claimed:
+            raise DecodeError("compressed bytes are damaged")
+        return unpacked
+
+
+_LARGE: Final = 65_536  # bytes from which a view is cheaper than a copy
+
+
+@final
+class _Signature:
+    """Signs and checks by one secret: HMAC-SHA-256."""
+
+    def __init__(self, secret: bytes) -> None:
+        self._key = _derived(secret, b"sign")
+
+    def seal(self, binding: bytes, body: bytes) -> bytes:
+        return self._mac(binding, body) + body
+
+    def open(self, binding: bytes, body: bytes | memoryview) -> bytes | memoryview | None:
+        inside = body[_MAC_BYTES:]
+        return inside if hmac.compare_digest(self._mac(binding, inside), body[:_MAC_BYTES]) else None
+
+    def _mac(self, binding: bytes, body: bytes | memoryview) -> bytes:
+        return hmac.digest(self._key, binding + body, "sha256")
+
+
+@final
+class _Encryption:
+    """Encrypts and decrypts by one secret: AES-256-GCM."""
+
+    def __init__(self, secret: bytes) -> None:
+        try:
+            from cryptography.exceptions import InvalidTag
+            from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+        except ImportError as error:
+            raise ConfigError(
+                'codec: encryption takes the library cryptography: install "asynccache[crypto]"'
+            ) from error
+        self._cipher = AESGCM(_derived(secret, b"encrypt"))
+        self._invalid = InvalidTag
+
+    def seal(self, binding: bytes, body: bytes) -> bytes:
+        nonce = os.urandom(_NONCE_BYTES)
+        return nonce + self._cipher.encrypt(nonce, body, binding)
+
+    def open(self, binding: bytes, body: bytes | memoryview) -> bytes | None:
+        try:
+            return self._cipher.decrypt(bytes(body[:_NONCE_BYTES]), bytes(body[_NONCE_BYTES:]), binding)
+        except (self._invalid, ValueError):
+            return None
+
+
+_Seal = _Signature | _Encryption
+
+
+def codec_of(given: Any) -> Codec:
+    """The codec that a user means by a name, a mapping of options, or a `Codec`; JSON when nothing is said.
+
+    Raises:
+        ConfigError: It is none of these, or an option is wrong.
+    """
+    if given is None:
+        return Codec()
+    if isinstance(given, Codec):
+        return given
+    if isinstance(given, str):
+        return Codec(given)
+    if isinstance(given, Mapping):
+        known = ("serializer", "keys", "encrypt", "compress", "max_bytes", "plain")
+        for name in given:
+            if name not in known:
+                raise ConfigError(f"codec has no option {name!r}; there are {', '.join(known)}")
+        options: Mapping[str, Any] = given
+        return Codec(**options)
+    if hasattr(given, "dumps") and hasattr(given, "number"):
+        serializer: Serializer = given
+        return Codec(serializer)
+    raise ConfigError(f"codec is a serializer's name, a Codec or a mapping of its options, not {type(given).__name__}")
+
+
+def _serializer_named(name: str, *, signed: bool, plain: bool) -> Serializer:
+    if name == "json":
+        return JsonSerializer(tags=not plain)
+    if name == "bytes":
+        return BytesSerializer()
+    if name == "str":
+        return StrSerializer()
+    if name != "pickle":
+        raise ConfigError(f"codec: there is no serializer {name!r}; there are bytes, json, pickle and str")
+    if not signed:
+        raise ConfigError("codec: pickle takes keys=[...], secrets to sign with: reading a pickle runs what is in it")
+    from asynccache.serializers.pickle import PickleSerializer  # who does not ask for it has it nowhere
+
+    return PickleSerializer()
+
+
+def _secret(key: Any) -> bytes:
+    secret = key.encode() if isinstance(key, str) else key
+    if not isinstance(secret, bytes) or len(secret) < _LEAST_SECRET:
+        raise ConfigError(f"codec: a key is a secret of at least {_LEAST_SECRET} bytes")  # and is not shown
+    return secret
+
+
+def _derived(secret: bytes, purpose: bytes) -> bytes:
+    return blake2b(secret, digest_size=32, person=b"ac:" + purpose).digest()
+
+
+def _binding(head: bytes, tags: bytes, key: str) -> bytes:
+    whole = key.encode()
+    return b"".join((head, tags, len(whole).to_bytes(4, "big"), whole))
+
+
+def _spans(made: int, fresh_until: float, expires_at: float) -> tuple[int, int]:
+    """How long an entry is fresh, and its grace after that, in ticks."""
+    if fresh_until == math.inf:
+        return _FOREVER, _FOREVER
+    fresh = min(max(int(fresh_until * _TICKS) - made, 0), _LONGEST)
+    if expires_at == math.inf:
+        return fresh, _FOREVER
+    return fresh, min(max(int(expires_at * _TICKS) - made - fresh, 0), _LONGEST)
+
+
+def _tags_bytes(tags: Mapping[str, str]) -> bytes:
+    texts: Collection[bytes] = [text.encode() for pair in tags.items() for text in pair]
+    if len(tags) > 0xFFFF or max(map(len, texts)) > 0xFFFF:
+        raise EncodeError("an entry has too many tags, or too long ones")
+    return len(tags).to_bytes(2, "big") + b"".join([len(text).to_bytes(2, "big") + text for text in texts])
+
+
+def _tags_from(data: bytes, start: int) -> tuple[Mapping[str, str], int]:
+    """The tags, and where they end."""
+    count = int.from_bytes(data[start : start + 2], "big")
+    start += 2
+    texts = []
+    for _ in range(2 * count):
+        end = start + 2 + int.from_bytes(data[start : start + 2], "big")
+        if end > len(data):
+            raise DecodeError("the tags of an entry are damaged")
+        try:
+            texts.append(data[start + 2 : end].decode())
+        except UnicodeDecodeError as error:
+            raise DecodeError("the tags of an entry are damaged") from error
+        start = end
+    return dict(zip(texts[::2], texts[1::2], strict=True)), start
