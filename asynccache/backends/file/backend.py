@@ -27,7 +27,7 @@ from asynccache.codec import Codec, codec_of
 from asynccache.entry import Entry
 from asynccache.errors import BackendUnavailable, ConfigError, DecodeError
 
-__all__ = ["Durability", "FileBackend", "open_file"]
+__all__ = ["Durability", "FileBackend", "after", "open_file"]
 
 Durability = Literal["process", "machine", "power"]
 """What acknowledged writes survive: the end of the process, a restart of the machine, a power loss."""
@@ -127,7 +127,7 @@ class FileBackend:
 
     async def set(self, key: str, entry: Entry, *, only_if: OnlyIf = None) -> bool:
         """Store it, if the condition holds."""
-        row = await self._row(key, entry)
+        row = await self.row(key, entry)
         if only_if is None:
             await self.write(Put((row,)), len(row[3]))
             stored = True
@@ -140,7 +140,7 @@ class FileBackend:
     async def set_many(self, entries: Mapping[str, Entry]) -> None:
         """Store all, in one transaction."""
         if entries:
-            rows = [await self._row(key, entry) for key, entry in entries.items()]
+            rows = [await self.row(key, entry) for key, entry in entries.items()]
             await self.write(Put(rows), sum([len(row[3]) for row in rows]))
             self.leases.ended(entries)
 
@@ -168,7 +168,7 @@ class FileBackend:
 
     async def keys(self, prefix: str) -> AsyncIterator[str]:
         """The keys that start with the prefix, those of stale entries and of leases too: a page at a time."""
-        low, high = prefix, _after(prefix)
+        low, high = prefix, after(prefix)
         held: Mapping[str, int] = await self.read(partial(table.leased, now=self.now()))
         for key in held:
             if key.startswith(prefix):
@@ -192,6 +192,7 @@ class FileBackend:
             return
         self._closed = True
         self._dismissal.detach()
+        self.leases.close()
         threads = [thread for crew in self._crews for thread in crew.stop()]
         await to_thread.run_sync(_join, threads, abandon_on_cancel=True)
 
@@ -224,23 +225,22 @@ class FileBackend:
         """
         return await self._done(self._writers, work, weight)
 
-    def encoded(self, key: str, entry: Entry) -> table.Row:
-        """The row of an entry."""
+    async def row(self, key: str, entry: Entry) -> table.Row:
+        """The row of an entry; a large one is encoded in a thread."""
+        if _is_large(entry.value):
+            return await to_thread.run_sync(self._encoded, key, entry, abandon_on_cancel=True)
+        return self._encoded(key, entry)
+
+    def _encoded(self, key: str, entry: Entry) -> table.Row:
         data = self.codec.encode(key, entry)
         return key, table.ticks(entry.fresh_until), table.ticks(entry.expires_at), data
 
     async def _done(self, crew: Crew, work: Any, weight: int) -> Any:
-        if self._closed:
-            raise BackendUnavailable("the file store is closed")
         loop = get_running_loop()
         job = Job(loop, work, weight)
-        crew.put(job)
+        if not crew.put(job):
+            raise BackendUnavailable("the file store is closed")
         return await done(loop, job)
-
-    async def _row(self, key: str, entry: Entry) -> table.Row:
-        if _is_large(entry.value):
-            return await to_thread.run_sync(self.encoded, key, entry, abandon_on_cancel=True)
-        return self.encoded(key, entry)
 
     async def _entry(self, key: str, row: tuple[bytes, int, int]) -> Entry | None:
         """The entry of a row; ``None`` when its bytes cannot be read, which is told."""
@@ -257,7 +257,9 @@ class FileBackend:
 
     def _add(self, key: str, delta: int, new: Entry, now: int, connection: Connection) -> int:
         entry = new
-        row = connection.execute("select data, fresh, expires from entries where key = ?", (key,)).fetchone()
+        row = connection.execute(
+            "select cast(data as blob), fresh, expires from entries where key = ?", (key,)
+        ).fetchone()
         if row is not None and row[1] > now:
             try:
                 entry = self.codec.decode(key, row[0])
@@ -268,7 +270,7 @@ class FileBackend:
         if type(entry.value) is not int:
             raise TypeError(f"a counter holds an integer, this key holds {type(entry.value).__name__}")
         total = entry.value + delta
-        _put(self.encoded(key, replace(entry, value=total)), connection)
+        _put(self._encoded(key, replace(entry, value=total)), connection)
         return total
 
 
@@ -319,7 +321,7 @@ def _delete(keys: Sequence[str], now: int, connection: Connection) -> int:
 
 
 def _touch(codec: Codec, key: str, fresh_until: float, expires_at: float, now: int, connection: Connection) -> bool:
-    row = connection.execute("select data, fresh from entries where key = ?", (key,)).fetchone()
+    row = connection.execute("select cast(data as blob), fresh from entries where key = ?", (key,)).fetchone()
     if row is None or row[1] <= now:
         return False
     data = codec.retimed(row[0], fresh_until, expires_at)
@@ -332,7 +334,7 @@ def _timed(entry: Entry, row: tuple[bytes, int, int]) -> Entry:
     return replace(entry, fresh_until=table.seconds(row[1]), expires_at=table.seconds(row[2]))
 
 
-def _after(prefix: str) -> str | bytes:
+def after(prefix: str) -> str | bytes:
     """What sorts right after every key with the prefix."""
     for place in range(len(prefix) - 1, -1, -1):
         code = ord(prefix[place])

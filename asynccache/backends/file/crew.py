@@ -13,11 +13,13 @@ import threading
 import time
 from asyncio import AbstractEventLoop, Future
 from collections.abc import Callable, Sequence
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, Final, Protocol, final
 from weakref import WeakKeyDictionary
 
 from asynccache.clock import processor_time, stopwatch
+from asynccache.errors import BackendError
 
 __all__ = ["Crew", "Desk", "Job", "done"]
 
@@ -85,23 +87,15 @@ class Crew:
         self._size = size
         self._queue: SimpleQueue[Job | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
+        self._stopped = False
         self._guard = threading.Lock()
 
-    def put(self, job: Job) -> None:
-        """Have the job done."""
-        self._queue.put(job)
-        if len(self._threads) < self._size:
-            self._start()
-
-    def stop(self) -> list[threading.Thread]:
-        """Have the threads end when they have done what waits; those that will."""
+    def put(self, job: Job) -> bool:
+        """Have the job done; ``False`` when the crew was stopped."""
         with self._guard:
-            for _ in self._threads:
-                self._queue.put(None)
-            return self._threads
-
-    def _start(self) -> None:
-        with self._guard:
+            if self._stopped:
+                return False
+            self._queue.put(job)
             if len(self._threads) < self._size:
                 number = len(self._threads) + 1
                 thread = threading.Thread(
@@ -109,6 +103,15 @@ class Crew:
                 )
                 self._threads.append(thread)
                 thread.start()
+            return True
+
+    def stop(self) -> list[threading.Thread]:
+        """Have the threads end when they have done what waits; those that will."""
+        with self._guard:
+            self._stopped = True
+            for _ in self._threads:
+                self._queue.put(None)
+            return self._threads
 
 
 def _run(queue: "SimpleQueue[Job | None]", make: Callable[[], Desk]) -> None:
@@ -131,7 +134,11 @@ def _run(queue: "SimpleQueue[Job | None]", make: Callable[[], Desk]) -> None:
                 except Empty:
                     break
             if jobs:
-                desk.serve(jobs)
+                try:
+                    desk.serve(jobs)
+                except BaseException as error:  # a thread that ends like this would leave its callers waiting for ever
+                    for job in jobs:
+                        job.failure = partial(_unexpected, error)
                 _hand_back(jobs)
             if job is None:
                 return
@@ -139,6 +146,12 @@ def _run(queue: "SimpleQueue[Job | None]", make: Callable[[], Desk]) -> None:
             del job, jobs
     finally:
         desk.close()
+
+
+def _unexpected(error: BaseException) -> BackendError:
+    failure = BackendError(f"a thread of the store failed: {type(error).__name__}")
+    failure.__cause__ = error
+    return failure
 
 
 def _hand_back(jobs: Sequence[Job]) -> None:

@@ -20,8 +20,8 @@ __all__ = ["Checkpoints", "Lookup", "Put", "Reader", "Shop", "Writer"]
 
 _DAMAGED: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _BUSY: Final = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
-_WRITE_TRIES: Final = 3_000
-_WRITE_PAUSE: Final = 0.001
+_WRITE_TRIES: Final = 8_000
+_WRITE_PAUSE: Final = 0.000_5
 _REOPEN_SECONDS: Final = 0.25
 _CHECKPOINT_BYTES: Final = 8 * 1_024 * 1_024
 
@@ -53,15 +53,13 @@ class Shop:
             OSError: The directory or a file cannot be made, or is not safe.
             sqlite3.Error: The database cannot be opened.
         """
-        identity = self.place.prepare()
-        connection = table.connect(self.place.database, synchronous=self.synchronous)
-        try:
-            table.create(connection, counted=self.counted)
-            if self.place.identity() != identity:
-                raise sqlite3.OperationalError("the database was replaced while it was opened")
-        except BaseException:
-            connection.close()
-            raise
+        with self.place.prepared() as identity:
+            connection = table.connect(self.place.database)
+            try:
+                table.prepare(connection, synchronous=self.synchronous, counted=self.counted)
+            except BaseException:
+                connection.close()
+                raise
         return connection, identity
 
     def damaged(self, identity: Identity | None, error: sqlite3.Error) -> None:
@@ -75,8 +73,9 @@ class Shop:
 class _Desk:
     """A connection that is opened when it is needed, and again when the database is another file."""
 
-    def __init__(self, shop: Shop) -> None:
+    def __init__(self, shop: Shop, busy_milliseconds: int = 1_000) -> None:
         self.shop = shop
+        self._busy_milliseconds = busy_milliseconds
         self.connection: sqlite3.Connection | None = None
         self.identity: Identity | None = None
 
@@ -96,6 +95,7 @@ class _Desk:
                 raise
             self.shop.damaged(None, error)
             self.connection, self.identity = self.shop.open()
+        self.connection.execute(f"pragma busy_timeout = {self._busy_milliseconds}")
         return self.connection
 
     def guarded(self, work: Callable[[sqlite3.Connection], Any]) -> Any:
@@ -195,7 +195,7 @@ class Writer(_Desk):
     """Writes: all that waits in one transaction, in the order in which it was asked for."""
 
     def __init__(self, shop: Shop, upkeep: Upkeep, checkpoint: Callable[[], object]) -> None:
-        super().__init__(shop)
+        super().__init__(shop, busy_milliseconds=0)  # SQLite sleeps longer than a transaction takes
         self._upkeep = upkeep
         self._checkpoint = checkpoint
 

@@ -30,8 +30,8 @@ class Store(Protocol):
     clock: Clock
 
     def now(self) -> int: ...
-    def encoded(self, key: str, entry: Entry) -> table.Row: ...
     def look(self, job: Job) -> None: ...
+    async def row(self, key: str, entry: Entry) -> table.Row: ...
     def read(self, work: Callable[[Connection], Any]) -> Coroutine[Any, Any, Any]: ...
     def write(self, work: Callable[[Connection], Any], weight: int = 0) -> Coroutine[Any, Any, Any]: ...
 
@@ -58,7 +58,7 @@ class FileLeases:
 
     async def commit(self, lease: Lease, entry: Entry) -> bool:
         """Store the entry and give the lease back, if it still holds."""
-        row = self._store.encoded(lease.key, entry)
+        row = await self._store.row(lease.key, entry)
         held: bool = await self._store.write(partial(_commit, lease, row, self._store.now()), len(row[3]))
         if held:
             self.ended((lease.key,))
@@ -105,6 +105,10 @@ class FileLeases:
                     loop.call_soon_threadsafe(watch.wake, names)
                 except RuntimeError:  # it is closed: nobody waits
                     pass
+
+    def close(self) -> None:
+        """Wake all who wait: the store is closed."""
+        self.ended({key for watch in self._watches.values() for key in watch.waiters})
 
     def forget(self) -> None:
         """Start anew in a forked child."""

@@ -52,8 +52,9 @@ class Place:
         self.database = path / _DATABASE
         self._forgetful = forgetful
 
-    def prepare(self) -> Identity:
-        """Make what is missing, refuse what is not safe.
+    @contextmanager
+    def prepared(self) -> Iterator[Identity]:
+        """The database, made if it is missing, while no other thread or process makes one or sets one aside.
 
         Raises:
             OSError: The directory or a file in it cannot be made, is a symbolic link, or belongs to somebody else.
@@ -66,7 +67,7 @@ class Place:
                 self._forget_before_boot()
             if not self.database.exists():
                 _make(self.database, b"")
-        return self.identity()
+            yield self.identity()
 
     def identity(self) -> Identity:
         """Which file is the database now.

@@ -20,11 +20,11 @@ __all__ = [
     "FOREVER",
     "Row",
     "connect",
-    "create",
     "drop",
     "fresh_among",
     "leased",
     "page",
+    "prepare",
     "put",
     "read",
     "seconds",
@@ -55,6 +55,7 @@ _COUNTED: Final = """
         begin update counts set value = value - 1 where name = 'entries'; end;
     insert or ignore into counts values ('entries', (select count(*) from entries));
 """
+_VERSION, _COUNTED_VERSION = 1, 2
 _AT_ONCE: Final = 256  # keys of one statement
 _TOGETHER: Final = 65_536  # bytes of an entry that is read by itself, not put together with others
 _ROWS: Final = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)  # of one statement: few statements are ever prepared
@@ -71,14 +72,9 @@ def seconds(time: int) -> float:
     return math.inf if time >= FOREVER else time / _TICKS
 
 
-def connect(database: Path, *, synchronous: str) -> sqlite3.Connection:
-    """A connection to a database that is there, for one thread at a time.
-
-    Args:
-        database: Its path.
-        synchronous: ``off``, ``normal`` or ``full``: what a commit waits for.
-    """
-    connection = sqlite3.connect(
+def connect(database: Path) -> sqlite3.Connection:
+    """A connection to a database that is there, for one thread at a time."""
+    return sqlite3.connect(
         f"file:{quote(str(database))}?mode=rw",
         uri=True,
         timeout=1.0,
@@ -86,20 +82,28 @@ def connect(database: Path, *, synchronous: str) -> sqlite3.Connection:
         check_same_thread=False,
         cached_statements=128,
     )
-    connection.execute("pragma auto_vacuum = incremental")  # heeded while there is no table
-    connection.execute("pragma journal_mode = wal")
+
+
+def prepare(connection: sqlite3.Connection, *, synchronous: str, counted: bool) -> None:
+    """Set the connection up, and make the tables where they are missing.
+
+    Args:
+        connection: A new one.
+        synchronous: ``off``, ``normal`` or ``full``: what a commit waits for.
+        counted: Whether entries are counted.
+    """
     connection.execute(f"pragma synchronous = {synchronous}")
     connection.execute("pragma wal_autocheckpoint = 0")
     connection.execute("pragma trusted_schema = off")
     connection.execute("pragma cache_size = -8000")
-    return connection
-
-
-def create(connection: sqlite3.Connection, *, counted: bool) -> None:
-    """Make the tables where they are missing."""
-    for script, wanted in ((_SCHEMA, True), (_COUNTED, counted)):
-        if wanted:
-            connection.executescript(f"begin immediate; {script} commit;")
+    made = connection.execute("pragma user_version").fetchone()[0]
+    if not made:  # both are kept in the database, and to set them again would wait for whoever writes
+        connection.execute("pragma auto_vacuum = incremental")
+        connection.execute("pragma journal_mode = wal")
+    wanted = _COUNTED_VERSION if counted else _VERSION
+    if made < wanted:
+        script = _SCHEMA + (_COUNTED if counted else "")
+        connection.executescript(f"begin immediate; {script} pragma user_version = {wanted}; commit;")
 
 
 def read(connection: sqlite3.Connection, keys: Iterable[str], now: int) -> dict[str, Any]:
@@ -130,7 +134,9 @@ def _read_some(connection: sqlite3.Connection, keys: Sequence[str], now: int, fo
             found[key] = (joined[at : at + length], int(fresh_until), int(expires_at))
             at += length
             continue
-        alone = connection.execute("select data, fresh, expires from entries where key = ?", (key,)).fetchone()
+        alone = connection.execute(
+            "select cast(data as blob), fresh, expires from entries where key = ?", (key,)
+        ).fetchone()
         if alone is not None:
             found[key] = alone
 

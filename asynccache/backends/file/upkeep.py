@@ -5,7 +5,7 @@ place in the table, so no index on their times is needed (it would triple the co
 about once a minute.
 
 Too much is taken from the oldest, by first storing. An entry that this process has read since gets another turn, as in
-the policy CLOCK (Corbató 1968), but for every other one at most, so that a step always makes room.
+the policy CLOCK (Corbató 1968), but not more than half of those that a step looks at, so that it always makes room.
 """
 
 import math
@@ -53,10 +53,11 @@ class Upkeep:
         self._slices = 0
         self._slices_of_a_round = 1
         self._look_bytes = _LOOK_BYTES if max_bytes is None else min(_LOOK_BYTES, max_bytes // 50)
-        self._look_rows = math.inf if max_entries is None else max_entries // 50
+        self._look_rows = math.inf if max_entries is None else max_entries // 100
         self._unlooked_rows = 0
         self._unlooked_bytes = _LOOK_BYTES  # a store that is opened may be too large
         self._crowded = False
+        self._wasteful = True  # until it has been looked at
         self._next_sweep = 0.0
 
     def wrote(self, rows: int, weight: int) -> None:
@@ -74,12 +75,15 @@ class Upkeep:
         if self._crowded or self._unlooked_bytes >= self._look_bytes or self._unlooked_rows >= self._look_rows:
             self._unlooked_rows = self._unlooked_bytes = 0
             self._crowded = self._make_room(transact, connection)
+        if self._wasteful:
+            self._wasteful = self._give_back(transact, connection)
         now = self._clock.monotonic()
         if now >= self._next_sweep or self._next_sweep > now + _LONGEST_PAUSE:
             self._sweep(transact, connection, table.ticks(now + self._clock.epoch))
+            self._unlooked_rows = self._unlooked_bytes = _LOOK_BYTES
             pause = min(max(_ROUND_SECONDS / self._slices_of_a_round, _SHORTEST_PAUSE), _LONGEST_PAUSE)
             self._next_sweep = now + pause
-        return 0.0 if self._crowded else max(self._next_sweep - now, 0.001)
+        return 0.0 if self._crowded or self._wasteful else max(self._next_sweep - now, 0.001)
 
     # What is over
 
@@ -91,7 +95,7 @@ class Upkeep:
         ).fetchone()
         if over:
             transact(partial(_drop_expired, self._position, last, now), connection)
-            self._give_back(transact, connection)
+            self._wasteful = True
         self._slices += 1
         if last is not None:
             self._position = last
@@ -109,7 +113,7 @@ class Upkeep:
         if max(excess) <= 0:
             return False
         transact(partial(self._evict, excess), connection)
-        self._give_back(transact, connection)
+        self._wasteful = True
         return max(self._excess(connection, _ROOM)) > 0
 
     def _excess(self, connection: sqlite3.Connection, share: float) -> tuple[float, float]:
@@ -136,7 +140,7 @@ class Upkeep:
         for number, key, length in oldest:
             if size <= 0 and entries <= 0:
                 break
-            if key in self._recent and len(spared) <= len(gone):
+            if key in self._recent and len(spared) < _EVICT_ROWS // 2:
                 self._recent.discard(key)
                 spared.append((number,))
                 continue
@@ -148,10 +152,13 @@ class Upkeep:
 
     # Free space
 
-    def _give_back(self, transact: Transact, connection: sqlite3.Connection) -> None:
+    def _give_back(self, transact: Transact, connection: sqlite3.Connection) -> bool:
+        """Give a few free pages back to the disk if there are many; whether there still are."""
         pages, free = (connection.execute(f"pragma {name}").fetchone()[0] for name in ("page_count", "freelist_count"))
-        if free > max(_FREE_PAGES, pages // 4):
-            transact(lambda _: connection.execute(f"pragma incremental_vacuum({_VACUUM_PAGES})").fetchall(), connection)
+        if free <= max(_FREE_PAGES, pages // 4):
+            return False
+        transact(lambda _: connection.execute(f"pragma incremental_vacuum({_VACUUM_PAGES})").fetchall(), connection)
+        return True
 
 
 def _drop_expired(after: int, last: int, now: int, connection: sqlite3.Connection) -> None:
