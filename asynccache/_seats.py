@@ -207,7 +207,7 @@ class Seats:
         if entry is None:
             stored = None
         else:
-            stored = await self.attempt("set", self.remote.set(key, entry, only_if=only_if), None)
+            stored = await self._put_remote(self.remote, key, entry, only_if)
         self._fetching.pop(key, None)
         if local is not None:
             if stored or (stored is None and only_if is None):
@@ -215,6 +215,23 @@ class Seats:
             elif stored is None:
                 local.remove(key)
         return bool(stored)
+
+    async def _put_remote(self, remote: Backend, key: str, entry: Entry, only_if: OnlyIf) -> bool | None:
+        """Whether the condition held; ``None`` when the store failed.
+
+        A store knows nothing of tags: what they hide is absent to its users and present to it.
+        """
+        if only_if == "present" and await self._hidden(remote, key):
+            return False
+        stored: bool | None = await self.attempt("set", remote.set(key, entry, only_if=only_if), None)
+        if only_if == "absent" and stored is False and await self._hidden(remote, key):
+            await self.attempt("delete", remote.delete([key]), 0)
+            stored = await self.attempt("set", remote.set(key, entry, only_if=only_if), None)
+        return stored
+
+    async def _hidden(self, remote: Backend, key: str) -> bool:
+        found = await self.attempt("get", remote.get(key), None)
+        return found is not None and bool(found.tags) and not _valid(found, await self._versions(found.tags))
 
     async def entry(self, value: Any, life: Life, shape: Shape | None) -> Entry | None:
         """The value as the remote seat keeps it; ``None`` when its tags' versions cannot be had.

@@ -453,3 +453,15 @@ async def test_memoize(cache):
     assert await double.set(5, 2) is True
     assert await double(2) == 5
     assert calls == [2, 3, 2]
+
+
+async def test_what_a_tag_hides_is_absent_to_conditions(cache):
+    """After an invalidation a key can be added, and is not there to be replaced."""
+    await cache.set("a", 1, tags=["tag"])
+    await cache.set("b", 1, tags=["tag"])
+    await cache.invalidate_tags("tag")
+    assert await cache.set("a", 2, only_if="present") is False
+    assert await cache.add("a", 2) is True
+    assert await cache.add("b", 3, tags=["tag"]) is True
+    assert await cache.add("b", 4) is False
+    assert await cache.get_many(["a", "b"]) == {"a": 2, "b": 3}
