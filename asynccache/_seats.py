@@ -88,7 +88,7 @@ class Seats:
         self._fetching[key] = token
         try:
             entry = await self.attempt("get", self.remote.get(key), None)
-            if entry is None or not _valid(entry, await self._versions(entry.tags)):
+            if entry is None or (entry.tags and not _valid(entry, await self._versions(entry.tags))):
                 return None
             undisturbed = copied and self._fetching.get(key) is token
             return self._adopt(key, entry, stamp, shape, refresh_ahead, undisturbed)

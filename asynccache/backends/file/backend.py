@@ -7,6 +7,7 @@ from asyncio import get_running_loop
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from sqlite3 import Connection
 from typing import Any, Final, Literal, final
@@ -34,7 +35,9 @@ Durability = Literal["process", "machine", "power"]
 
 _SYNCHRONOUS: Final[Mapping[str, str]] = {"process": "off", "machine": "normal", "power": "full"}
 _READERS: Final = 2
-_LARGE: Final = 262_144  # bytes from which encoding is done in a thread
+# Bytes from which a value is encoded and decoded in a thread. Below, a thread costs the loop more than it spares: JSON
+# holds the interpreter's lock all the while, lz4 and hashing do not.
+_LARGE: Final = 1_048_576
 _PAGE: Final = 1_000
 _DEFAULT_MAX_BYTES: Final = 1_073_741_824
 
@@ -227,7 +230,7 @@ class FileBackend:
 
     async def row(self, key: str, entry: Entry) -> table.Row:
         """The row of an entry; a large one is encoded in a thread."""
-        if _is_large(entry.value):
+        if _weight(entry.value) >= _LARGE:
             return await to_thread.run_sync(self._encoded, key, entry, abandon_on_cancel=True)
         return self._encoded(key, entry)
 
@@ -343,27 +346,15 @@ def after(prefix: str) -> str | bytes:
     return b""
 
 
-def _is_large(value: Any) -> bool:
-    """Whether encoding a value may hold up the loop: found out from a few of its parts."""
-    room = _LARGE
-    parts = [value]
-    for _ in range(_MOST_PARTS):
-        if not parts:
-            return False
-        part = parts.pop()
-        kind = type(part)
-        if kind is str or kind is bytes:
-            room -= len(part)
-        elif kind is list or kind is dict or kind is tuple:
-            room -= 8 * len(part)
-            if room > 0:
-                parts += part.values() if kind is dict else part
-        if room < 0:
-            return True
-    return len(parts) > _MOST_PARTS
-
-
-_MOST_PARTS: Final = 2_000
+def _weight(value: Any, depth: int = 4) -> float:
+    """About how many bytes a value has for a serializer: guessed from a few of its parts."""
+    kind = type(value)
+    if kind is str or kind is bytes:
+        return len(value)
+    if depth == 0 or not value or not (kind is list or kind is dict or kind is tuple or kind is set):
+        return 8
+    sample = [_weight(part, depth - 1) for part in islice(value.values() if kind is dict else value, 3)]
+    return len(value) * (8 + sum(sample) / len(sample))
 
 
 def _ask_for_checkpoint(crew: Crew) -> None:

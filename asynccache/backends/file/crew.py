@@ -85,52 +85,79 @@ class Crew:
         self._name = name
         self._desk = desk
         self._size = size
-        self._queue: SimpleQueue[Job | None] = SimpleQueue()
+        self._queue: SimpleQueue[list[Job] | None] = SimpleQueue()
+        self._trays: dict[AbstractEventLoop, list[Job]] = {}  # what each loop has asked for in this turn
         self._threads: list[threading.Thread] = []
         self._stopped = False
         self._guard = threading.Lock()
 
     def put(self, job: Job) -> bool:
-        """Have the job done; ``False`` when the crew was stopped."""
+        """Have the job done; ``False`` when the crew was stopped.
+
+        What one loop asks for in one turn reaches the threads together: they would only take the interpreter's lock
+        from the loop while it asks for more.
+        """
+        loop = job.loop
         with self._guard:
             if self._stopped:
                 return False
-            self._queue.put(job)
-            if len(self._threads) < self._size:
-                number = len(self._threads) + 1
-                thread = threading.Thread(
-                    target=_run, args=(self._queue, self._desk), name=f"{self._name}-{number}", daemon=True
-                )
-                self._threads.append(thread)
-                thread.start()
+            if loop is None:
+                self._hand_over([job])
+                return True
+            tray = self._trays.get(loop)
+            if tray is None:
+                tray = self._trays[loop] = []
+            if not tray:
+                loop.call_soon(self._flush, loop)
+            tray.append(job)
             return True
 
     def stop(self) -> list[threading.Thread]:
         """Have the threads end when they have done what waits; those that will."""
         with self._guard:
+            for tray in list(self._trays.values()):
+                if tray:
+                    self._hand_over(tray)
+            self._trays.clear()
             self._stopped = True
             for _ in self._threads:
                 self._queue.put(None)
             return self._threads
 
+    def _flush(self, loop: AbstractEventLoop) -> None:
+        with self._guard:
+            tray = self._trays.pop(loop, None)
+            if tray:
+                self._hand_over(tray)
 
-def _run(queue: "SimpleQueue[Job | None]", make: Callable[[], Desk]) -> None:
+    def _hand_over(self, jobs: list[Job]) -> None:
+        self._queue.put(jobs)
+        if len(self._threads) < self._size:
+            number = len(self._threads) + 1
+            thread = threading.Thread(
+                target=_run, args=(self._queue, self._desk), name=f"{self._name}-{number}", daemon=True
+            )
+            self._threads.append(thread)
+            thread.start()
+
+
+def _run(queue: "SimpleQueue[list[Job] | None]", make: Callable[[], Desk]) -> None:
     desk = make()
     pause: float | None = 0.0
     try:
         while True:
             try:
-                job = queue.get(timeout=pause)
+                more = queue.get(timeout=pause)
             except Empty:
                 pause = desk.rest()
                 continue
-            jobs = []
-            while job is not None:
-                jobs.append(job)
+            jobs: list[Job] = []
+            while more is not None:
+                jobs += more
                 if len(jobs) >= _MOST_AT_ONCE:
                     break
                 try:
-                    job = queue.get_nowait()
+                    more = queue.get_nowait()
                 except Empty:
                     break
             if jobs:
@@ -140,10 +167,10 @@ def _run(queue: "SimpleQueue[Job | None]", make: Callable[[], Desk]) -> None:
                     for job in jobs:
                         job.failure = partial(_unexpected, error)
                 _hand_back(jobs)
-            if job is None:
+            if more is None:
                 return
             pause = desk.rest()
-            del job, jobs
+            del more, jobs
     finally:
         desk.close()
 
