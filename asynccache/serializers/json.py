@@ -124,13 +124,13 @@ def _tagged(value: Any, path: Path, allowed: bool) -> Any:
     make = _MAKERS.get(kind)
     if make is None:
         raise EncodeError(
-            f"{_place(path)} is a {kind.__qualname__}, which JSON does not bring back: say its type by a return "
-            "annotation or cache.typed(), or take another serializer"
+            f"{_place(path)}: JSON does not bring back {kind.__qualname__}; say its type by a return annotation or "
+            "cache.typed(), or take another serializer"
         )
     if not allowed:
         if kind is dict and all(type(key) is str for key in value):
             return {key: _tagged(part, (path, f"[{key!r}]"), allowed) for key, part in value.items()}
-        raise EncodeError(f"{_place(path)} is a {kind.__qualname__} that plain JSON does not have")
+        raise EncodeError(f"{_place(path)}: plain JSON does not have {kind.__qualname__}")
     return {_TAG: _NAMES[kind], _VALUE: make(value, path)}
 
 
@@ -160,7 +160,7 @@ def _zone(zone: tzinfo | None, path: Path) -> Any:
         offset = zone.utcoffset(None)
         if zone.tzname(None) == timezone(offset).tzname(None):
             return offset // timedelta(microseconds=1)
-    raise EncodeError(f"{_place(path)} has a time zone that does not come back: {type(zone).__qualname__}")
+    raise EncodeError(f"{_place(path)}: its time zone does not come back: {type(zone).__qualname__}")
 
 
 _MAKERS: Final[Mapping[type, Callable[[Any, Path], Any]]] = {
@@ -187,7 +187,7 @@ def _check_text(text: str, path: Path) -> None:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise EncodeError(f"{_place(path)} has a text with a lone surrogate") from None
+        raise EncodeError(f"{_place(path)}: a text with a lone surrogate is no JSON") from None
 
 
 def _place(path: Path) -> str:
