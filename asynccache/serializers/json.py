@@ -67,11 +67,12 @@ class JsonSerializer:
             EncodeError: It would not come back equal; the error says where.
         """
         try:
-            data = orjson.dumps(value, option=_OPTIONS)
             # What comes back equal may yet be of another type: an IntEnum is an int to JSON. marshal takes exact
-            # types only, and is the fastest that does.
+            # types only, and is the fastest that does. It also has a limit of depth, which orjson has not for tuples:
+            # past 2,000 of them in each other 3.13 writes where it must not.
+            marshal.dumps(value, _MARSHAL_VERSION)
+            data = orjson.dumps(value, option=_OPTIONS)
             if orjson.loads(data) == value:
-                marshal.dumps(value, _MARSHAL_VERSION)
                 return data
         except (TypeError, ValueError, RecursionError):  # which includes the library's own errors
             pass
