@@ -105,10 +105,23 @@ class FileBackend:
         self._dismissal = weakref.finalize(self, _dismiss, self._crews)
         self._dismissal.atexit = False  # the threads end with the process by themselves
 
+    def halt(self) -> None:
+        """Close every connection before a fork.
+
+        What SQLite knows of locks is kept for the whole process. A child that inherited an open connection would take
+        the parent's locks for its own, and one of the two would end the other's log.
+        """
+        for crew in self._crews:
+            crew.halt()
+
+    def go_on(self) -> None:
+        """Work on in the parent: connections are opened again when they are needed."""
+        for crew in self._crews:
+            crew.go_on()
+
     def forget(self) -> None:
-        """Start anew in a forked child: threads and connections are the parent's."""
+        """Start anew in the child: the threads are the parent's."""
         self._dismissal.detach()
-        _inherited.append(self._crews)
         if not self._closed:
             self._hire()
         self.leases.forget()
@@ -372,13 +385,24 @@ def _join(threads: Sequence[threading.Thread]) -> None:
 
 
 _all: "weakref.WeakSet[FileBackend]" = weakref.WeakSet()
-_inherited: list[Any] = []  # connections of a parent: closing them would take its locks, so they are kept for ever
+_halted: list[FileBackend] = []
+
+
+def _halt_before_fork() -> None:
+    _halted[:] = list(_all)
+    for backend in _halted:
+        backend.halt()
+
+
+def _go_on_after_fork() -> None:
+    while _halted:
+        _halted.pop().go_on()
 
 
 def _forget_after_fork() -> None:
-    for backend in list(_all):
-        backend.forget()
+    while _halted:
+        _halted.pop().forget()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_after_fork)
+    os.register_at_fork(before=_halt_before_fork, after_in_parent=_go_on_after_fork, after_in_child=_forget_after_fork)

@@ -56,7 +56,7 @@ class Job:
 
 
 class Desk(Protocol):
-    """Where a thread does its work. All its methods are called by that thread."""
+    """Where a thread does its work. One method is called at a time, by that thread or by one that has halted it."""
 
     def serve(self, jobs: Sequence[Job]) -> None:
         """Do the jobs: each has a result or a failure afterwards. Raises nothing."""
@@ -88,6 +88,7 @@ class Crew:
         self._queue: SimpleQueue[list[Job] | None] = SimpleQueue()
         self._trays: dict[AbstractEventLoop, list[Job]] = {}  # what each loop has asked for in this turn
         self._threads: list[threading.Thread] = []
+        self._posts: list[_Post] = []
         self._stopped = False
         self._guard = threading.Lock()
 
@@ -133,23 +134,46 @@ class Crew:
     def _hand_over(self, jobs: list[Job]) -> None:
         self._queue.put(jobs)
         if len(self._threads) < self._size:
-            number = len(self._threads) + 1
-            thread = threading.Thread(
-                target=_run, args=(self._queue, self._desk), name=f"{self._name}-{number}", daemon=True
-            )
+            post = _Post(self._desk)
+            name = f"{self._name}-{len(self._threads) + 1}"
+            thread = threading.Thread(target=_run, args=(self._queue, post), name=name, daemon=True)
+            self._posts.append(post)
             self._threads.append(thread)
             thread.start()
 
+    def halt(self) -> None:
+        """Wait until no thread is at work, let go of what their desks have open, and keep them from working on."""
+        self._guard.acquire()
+        for post in self._posts:
+            post.turn.acquire()
+            post.desk.close()
 
-def _run(queue: "SimpleQueue[list[Job] | None]", make: Callable[[], Desk]) -> None:
-    desk = make()
+    def go_on(self) -> None:
+        """Let the threads work on."""
+        for post in self._posts:
+            post.turn.release()
+        self._guard.release()
+
+
+@final
+class _Post:
+    """A desk, and the right to work at it: held by its thread while it does."""
+
+    def __init__(self, make: Callable[[], Desk]) -> None:
+        self.desk = make()
+        self.turn = threading.Lock()
+
+
+def _run(queue: "SimpleQueue[list[Job] | None]", post: _Post) -> None:
+    desk, turn = post.desk, post.turn
     pause: float | None = 0.0
     try:
         while True:
             try:
                 more = queue.get(timeout=pause)
             except Empty:
-                pause = desk.rest()
+                with turn:
+                    pause = desk.rest()
                 continue
             jobs: list[Job] = []
             while more is not None:
@@ -162,17 +186,20 @@ def _run(queue: "SimpleQueue[list[Job] | None]", make: Callable[[], Desk]) -> No
                     break
             if jobs:
                 try:
-                    desk.serve(jobs)
+                    with turn:
+                        desk.serve(jobs)
                 except BaseException as error:  # a thread that ends like this would leave its callers waiting for ever
                     for job in jobs:
                         job.failure = partial(_unexpected, error)
                 _hand_back(jobs)
             if more is None:
                 return
-            pause = desk.rest()
+            with turn:
+                pause = desk.rest()
             del more, jobs
     finally:
-        desk.close()
+        with turn:
+            desk.close()
 
 
 def _unexpected(error: BaseException) -> BackendError:
