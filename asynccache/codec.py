@@ -229,6 +229,8 @@ class Codec:
         body: bytes | memoryview = data[start:] if len(data) < _LARGE else memoryview(data)[start:]
         binding = _binding(data[:4], data[_HEADER.size : start], key)
         if self._sealing:
+            if check:
+                raise DecodeError("the bytes of an entry are damaged")
             body = self._opened(binding, body)
         elif zlib.crc32(body, zlib.crc32(binding)) & 0xFFFF != check:
             raise DecodeError("the bytes of an entry are damaged, or another key's")
