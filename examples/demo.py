@@ -1,8 +1,9 @@
 """The main job on real input: a slow source, a web service before it, and a crowd of 500 that wants it all at once.
 
 ``examples/fastapi_app.py`` runs in a process of its own, first with the cache switched off (``ASYNCCACHE_DISABLE=1``),
-then with it. The crowd sends both the same requests. The exit code is 0 when every request was answered and no module
-was computed twice with the cache on.
+then with it. The crowd sends both the same requests. In the second act the service keeps what it knows in files, is
+killed, and started again. The exit code is 0 when every request was answered, no module was computed twice with the
+cache on, and none again after the restart.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
+from time import perf_counter
 from typing import Any
 
 from crowd import Ask, Outcome, drive, room_for, zipf
@@ -67,6 +69,23 @@ class Phase:
         return {name: count for name, count in self.computed.items() if count > 1}
 
 
+@dataclass(frozen=True, slots=True)
+class Restart:
+    """What a service that keeps its entries in files did before and after it was killed.
+
+    Attributes:
+        computed_before: How often the source computed each module before.
+        computed_after: How often it did so afterwards.
+        started: Seconds from the new start to the first answer.
+        first: What the crowd saw of the new process.
+    """
+
+    computed_before: Counter[str]
+    computed_after: Counter[str]
+    started: float
+    first: Outcome
+
+
 class Server:
     """A running ``fastapi_app.py``, ready for requests."""
 
@@ -89,8 +108,10 @@ class Server:
 
 
 @asynccontextmanager
-async def serving(*, cached: bool) -> AsyncIterator[Server]:
+async def serving(*, cached: bool, folder: Path | None = None) -> AsyncIterator[Server]:
     """A server in a process of its own, on a free port of loopback, that is gone at the end whatever happens.
+
+    With a folder it keeps its entries there.
 
     It stops when the pipe that is its stdin closes, as it does when this process is killed, too. It is in a session of
     its own, so that Ctrl-C in the terminal is for this process only, which stops the server in order.
@@ -102,6 +123,7 @@ async def serving(*, cached: bool) -> AsyncIterator[Server]:
         process = await asyncio.create_subprocess_exec(
             sys.executable, str(Path(__file__).with_name("fastapi_app.py")),
             "--port", "0", "--until-stdin-ends", "--log-level", "warning",
+            *(() if folder is None else ("--folder", str(folder))),
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=log,
             env=environment, start_new_session=True,
         )  # fmt: skip
@@ -155,6 +177,34 @@ async def phase(
         return Phase(outcome, Counter(told["computed"]), told["cache"], await server.get("/spans"))
 
 
+async def restart(names: Sequence[str], *, connections: int, bar: Progress) -> Restart:
+    """What a service does that is killed when it has answered for each of the names, and started again."""
+    asks = [Ask(f"/modules/{name}") for name in names]
+    task = bar.add_task("killed and started again", total=2 * len(asks))
+    if not bar.console.is_terminal:
+        bar.console.print(f"killed and started again: {len(asks)} modules, kept in files …")
+    with tempfile.TemporaryDirectory(prefix="asynccache-demo-") as folder:
+        place = Path(folder) / "modules"
+
+        async def ask(server: Server) -> tuple[Outcome, Counter[str]]:
+            async with asyncio.timeout(_PATIENCE):
+                outcome = await drive(
+                    server.address, asks, connections=min(connections, len(asks)), answered=lambda: bar.advance(task)
+                )
+            return outcome, Counter((await server.get("/stats"))["computed"])
+
+        async with serving(cached=True, folder=place) as server:
+            _, before = await ask(server)
+            server.process.kill()
+            await server.process.wait()
+        begun = perf_counter()
+        async with serving(cached=True, folder=place) as server:
+            await server.get(asks[0].path)
+            started = perf_counter() - begun
+            first, after = await ask(server)
+    return Restart(before, after, started, first)
+
+
 def plan(count: int, connections: int, seed: int) -> list[Ask]:
     """The crowd's requests; those of its first wave that want the most popular module ask for a trace."""
     random = Random(seed)
@@ -198,6 +248,26 @@ def results(off: Phase, on: Phase, *, connections: int, seed: int) -> Table:
     row("waited for another's load", "-", f"{on.cache['coalesced']:,}")
     row("hit ratio", "-", f"{on.hit_ratio:.1%}")
     row("failed requests", f"{a.failed:,}", f"{b.failed:,}", "must be 0")
+    return table
+
+
+def restarted(act: Restart) -> Table:
+    """What the restart showed."""
+    table = Table(
+        title="with its entries in files (file://): killed by SIGKILL, and started again",
+        title_justify="left",
+        header_style="bold",
+    )
+    table.add_column("")
+    table.add_column("before", justify="right")
+    table.add_column("after", justify="right", style="bold green")
+    table.add_column("", justify="right", style="dim")
+    before, after = act.computed_before.total(), act.computed_after.total()
+    table.add_row("loads of the source", f"{before:,}", f"{after:,}", "must be 0 after")
+    table.add_row("requests", "", f"{len(act.first.latencies):,}", "one for each module")
+    for label, part in (("p50", 0.5), ("p99", 0.99)):
+        table.add_row(f"latency, {label}", "", _duration(act.first.percentile(part)))
+    table.add_row("from the start to the first answer", "", _duration(act.started), "with Python and its imports")
     return table
 
 
@@ -258,7 +328,7 @@ def _duration(seconds: float) -> str:
     return f"{seconds * 1e3:.1f} ms" if seconds >= 0.001 or seconds == 0 else f"{seconds * 1e6:.0f} µs"
 
 
-def complaints(off: Phase, on: Phase) -> list[str]:
+def complaints(off: Phase, on: Phase, act: Restart) -> list[str]:
     """What should not have happened; nothing, when all is well."""
     found = [
         f"{one.outcome.failed} requests failed with the cache {state}: "
@@ -268,6 +338,12 @@ def complaints(off: Phase, on: Phase) -> list[str]:
     ]
     if on.computed_twice:
         found.append(f"computed more than once with the cache on: {on.computed_twice}")
+    if act.first.failed:
+        found.append(f"{act.first.failed} requests failed after the restart: {dict(act.first.statuses)}")
+    if act.computed_after or not act.computed_before:
+        found.append(
+            f"computed {dict(act.computed_before)} before the restart, and {dict(act.computed_after)} after it"
+        )
     if not on.computed:
         found.append("the source computed nothing with the cache on")
     return found
@@ -289,6 +365,7 @@ async def show(console: Console, options: argparse.Namespace) -> int:
             asks[: options.requests], cached=True, connections=connections, at_most=options.seconds,
             bar=bar, label="cache on ",
         )  # fmt: skip
+        act = await restart(BUSY_MODULES, connections=connections, bar=bar)
     console.print()
     console.print(results(off, on, connections=connections, seed=options.seed))
     console.print(
@@ -300,13 +377,16 @@ async def show(console: Console, options: argparse.Namespace) -> int:
     if tree is not None:
         console.print()
         console.print(tree)
-    found = complaints(off, on)
+    console.print()
+    console.print(restarted(act))
+    found = complaints(off, on, act)
     console.print()
     for complaint in found:
         console.print(f"[bold red]WRONG[/bold red] {escape(complaint)}")
     if not found:
         console.print(
-            "[bold green]OK[/bold green] every request was answered; with the cache no module was computed twice"
+            "[bold green]OK[/bold green] every request was answered; with the cache no module was computed twice, "
+            "nor again after the restart"
         )
     return 1 if found else 0
 

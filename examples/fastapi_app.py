@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from typing import Any
+from urllib.parse import quote
 
 import uvicorn
 from fastapi import FastAPI, HTTPException
@@ -25,15 +26,23 @@ from asynccache import Cache
 __all__ = ["create_app", "main"]
 
 
-def create_app(source: ModuleSource | None = None, *, spans: InMemorySpanExporter | None = None) -> FastAPI:
+def create_app(
+    source: ModuleSource | None = None, *, spans: InMemorySpanExporter | None = None, folder: str | None = None
+) -> FastAPI:
     """The application.
 
     Args:
         source: Where facts come from; the application enters and leaves it.
         spans: What ``/spans`` shows.
+        folder: Where facts are kept for the next start, and shared with other processes; nowhere when it is left out.
     """
     modules = source or ModuleSource()
-    cache = Cache("memory://?max_entries=1000", name="modules", ttl="10m")
+    near = "memory://?max_entries=1000"
+    cache = (
+        Cache(near, name="modules", ttl="10m")
+        if folder is None
+        else Cache(f"file://{quote(folder)}", local=near, name="modules", ttl="10m")
+    )
 
     @cache.memoize(ttl="5m", grace="1h", key="module:{name}", tags=["modules"])
     async def get_facts(name: str) -> ModuleFacts:
@@ -117,10 +126,11 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one (default: %(default)s)")
     parser.add_argument("--log-level", default="info")
+    parser.add_argument("--folder", help="keep the facts there for the next start (default: nowhere)")
     parser.add_argument("--until-stdin-ends", action="store_true", help="stop when stdin is closed")
     options = parser.parse_args()
 
-    app = create_app(spans=install())
+    app = create_app(spans=install(), folder=options.folder)
     server = uvicorn.Server(
         uvicorn.Config(app, log_level=options.log_level, access_log=False, timeout_graceful_shutdown=2)
     )

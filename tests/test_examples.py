@@ -351,6 +351,8 @@ def test_demo_shows_its_table_and_a_trace() -> None:
         "waited",
         "hit ratio",
         "ASYNCCACHE_DISABLE",
+        "killed and started again",
+        "nor again after the restart",
     ):
         assert expected in shown
     for span in ("GET /modules/{name}", "cache.get_or_set", "cache.load", "coalesced", "linked to the load above"):
@@ -382,9 +384,16 @@ def test_demo_fails_when_a_module_was_computed_twice_or_a_request_failed(example
     def phase(computed: dict[str, int], statuses: dict[int, int]) -> Any:
         return demo_module.Phase(crowd.Outcome(statuses=Counter(statuses)), Counter(computed), {}, [])
 
-    off = phase({"ast": 5}, {200: 5})
-    assert demo_module.complaints(off, phase({"ast": 1}, {200: 5})) == []
-    assert "'ast': 2" in demo_module.complaints(off, phase({"ast": 2, "csv": 1}, {200: 5}))[0]
-    assert "1 requests failed" in demo_module.complaints(off, phase({"ast": 1}, {200: 4, 500: 1}))[0]
-    assert "1 requests failed" in demo_module.complaints(phase({"ast": 5}, {404: 1}), phase({"ast": 1}, {200: 4}))[0]
-    assert len(demo_module.complaints(off, phase({}, {200: 5}))) == 1
+    def act(before: dict[str, int], after: dict[str, int], statuses: dict[int, int]) -> Any:
+        return demo_module.Restart(Counter(before), Counter(after), 1.0, crowd.Outcome(statuses=Counter(statuses)))
+
+    off, on, well = phase({"ast": 5}, {200: 5}), phase({"ast": 1}, {200: 5}), act({"ast": 1}, {}, {200: 1})
+    assert "{'ast': 1} after it" in demo_module.complaints(off, on, act({"ast": 1}, {"ast": 1}, {200: 1}))[0]
+    assert "before the restart" in demo_module.complaints(off, on, act({}, {}, {200: 1}))[0]
+    assert "after the restart" in demo_module.complaints(off, on, act({"ast": 1}, {}, {500: 1}))[0]
+    assert demo_module.complaints(off, on, well) == []
+    assert "'ast': 2" in demo_module.complaints(off, phase({"ast": 2, "csv": 1}, {200: 5}), well)[0]
+    assert "1 requests failed" in demo_module.complaints(off, phase({"ast": 1}, {200: 4, 500: 1}), well)[0]
+    failed = phase({"ast": 5}, {404: 1})
+    assert "1 requests failed" in demo_module.complaints(failed, phase({"ast": 1}, {200: 4}), well)[0]
+    assert len(demo_module.complaints(off, phase({}, {200: 5}), well)) == 1
