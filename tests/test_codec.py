@@ -400,7 +400,6 @@ async def test_counters_are_signed_too(tmp_path: Path) -> None:
         {"compress": "1k"},
         {"serialiser": "json"},
     ],
-    ids=str,
 )
 def test_wrong_options_are_refused(options: dict[str, Any]) -> None:
     """The error says what is wrong, and no secret."""
@@ -536,7 +535,6 @@ def test_threads_share_a_codec() -> None:
         lz4.frame.compress(b"value"),
         None,
     ],
-    ids=ascii,
 )
 async def test_damaged_bytes_under_a_key_are_a_miss(tmp_path: Path, damage: bytes | None) -> None:
     """Whatever is under a key: a miss, told and then replaced, never an exception, also with ``on_error="raise"``."""

@@ -329,12 +329,13 @@ ENVIRONMENT = {
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(120)
 def test_demo_shows_its_table_and_a_trace() -> None:
     """A short demonstration ends with 0, shows figures and spans, and writes no control codes to a pipe."""
     ended = subprocess.run(
         [*DEMO, "--connections", "20", "--requests-off", "20", "--requests", "300"],
         capture_output=True,
-        timeout=60,
+        timeout=100,
         check=False,
         env=ENVIRONMENT,
     )

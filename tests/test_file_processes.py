@@ -103,7 +103,8 @@ async def main():
     cache = Cache(f"file://{sys.argv[1]}/store?max_bytes=none", namespace="n", on_error="raise")
     found = {key: await cache.get(key) async for key in cache.keys()}
     counter = found.pop("counter")
-    torn = [key for key, value in found.items() if hashlib.sha256(value["payload"].encode()).hexdigest() != value["sum"]]
+    torn = [key for key, value in found.items() if hashlib.sha256(value["payload"].encode()).hexdigest() != value["sum"]
+            or len(value["payload"]) < 50]
     numbers = {key: value["number"] for key, value in found.items()}
     print(json.dumps({"counter": counter, "torn": torn, "numbers": numbers, "errors": cache.stats().errors}))
     await cache.aclose()

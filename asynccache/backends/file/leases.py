@@ -71,18 +71,19 @@ class FileLeases:
 
     async def wait(self, key: str, *, timeout: float) -> None:
         """Return when the lease was given back, voided or has lapsed, or after ``timeout`` seconds."""
+        clock = self._store.clock
+        deadline = clock.monotonic() + timeout
         loop = get_running_loop()
         watch = self._watches.get(loop)
         if watch is None:
             watch = self._watches.setdefault(loop, _Watch(self._store))
         waiter = watch.enter(key, loop)
         try:
-            now = self._store.now()
-            held = await self._store.read(partial(table.leased, now=now, keys=(key,)))
+            held = await self._store.read(partial(table.leased, now=self._store.now(), keys=(key,)))
             if key not in held or waiter.done():
                 return
-            left = (held[key] - now) / table.ticks(1.0)
-            timer = self._store.clock.call_later(min(timeout, left), partial(_wake, waiter))
+            left = min(deadline, table.seconds(held[key]) - clock.epoch) - clock.monotonic()
+            timer = clock.call_later(max(left, 0.0), partial(_wake, waiter))
             watch.look_soon(loop)
             try:
                 await waiter
