@@ -83,7 +83,9 @@ class FileLeases:
             if key not in held or waiter.done():
                 return
             left = min(deadline, table.seconds(held[key]) - clock.epoch) - clock.monotonic()
-            timer = clock.call_later(max(left, 0.0), partial(_wake, waiter))
+            if left <= 0:
+                return
+            timer = clock.call_later(left, partial(_wake, waiter))
             watch.look_soon(loop)
             try:
                 await waiter
