@@ -20,7 +20,10 @@ from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 
-import diskcache
+try:
+    import diskcache
+except ImportError:  # a peer like the others: optional
+    diskcache = None
 
 from asynccache import Cache
 from benchmarks.contract import Absent, Column, Measured, Role, Size
@@ -78,7 +81,7 @@ async def _measured(row: str, size: Size) -> Mapping[str, float]:
     operation, length, crowd = _ROWS[row]
     value = incompressible(length)
     folder = Path(tempfile.mkdtemp(prefix="asynccache-bench-"))
-    disk = diskcache.Cache(str(folder / "diskcache"), eviction_policy="none", size_limit=2**33)
+    disk = diskcache and diskcache.Cache(str(folder / "diskcache"), eviction_policy="none", size_limit=2**33)
     ours = Cache(f"file://{folder}/ours?max_bytes=none", namespace="bench", ttl="10m", telemetry="off")
 
     async def direct(key: str) -> object:
@@ -92,12 +95,13 @@ async def _measured(row: str, size: Size) -> Mapping[str, float]:
     async def own(key: str) -> object:
         return await (ours.get(key) if operation == "get" else ours.set(key, value))
 
-    ways: dict[str, Call] = {"ours": own, "in threads": threaded, "directly": direct}
+    ways: dict[str, Call] = {"ours": own} | ({"in threads": threaded, "directly": direct} if disk is not None else {})
     taken: dict[str, list[float]] = {way: [] for way in ways}
     try:
         keys = _KEYS if length < 1_000_000 else _KEYS[:100]
         for key in keys:
-            disk.set(key, value, 600)
+            if disk is not None:
+                disk.set(key, value, 600)
             await ours.set(key, value)
         for _ in range(_ROUNDS[size]):
             for way, call in ways.items():
@@ -108,11 +112,12 @@ async def _measured(row: str, size: Size) -> Mapping[str, float]:
                     calls += max(crowd, 20)
                 taken[way].append(seconds / calls * 1e6)
     finally:
-        disk.close()
+        if disk is not None:
+            disk.close()
         await ours.aclose()
         shutil.rmtree(folder)
     numbers = {way: median(each) for way, each in taken.items()}
-    for way in ("in threads", "directly"):
+    for way in [way for way in taken if way != "ours"]:
         ratios = [other / mine for other, mine in zip(taken[way], taken["ours"], strict=True)]
         numbers[f"{way} ÷ ours"] = median(ratios)
     return numbers
@@ -124,7 +129,12 @@ def _rows(_: Size) -> list[tuple[str, Role] | Absent]:
 
 SCENARIO = Measured(
     "file",
-    f"the file store beside diskcache {version('diskcache')}, called in threads and directly (which blocks the loop)",
+    "the file store"
+    + (
+        f" beside diskcache {version('diskcache')}, in threads and directly (which blocks the loop)"
+        if diskcache
+        else ""
+    ),
     lambda: [
         Column("ours", "µs", 1),
         Column("in threads", "µs", 1),
