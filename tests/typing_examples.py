@@ -10,6 +10,7 @@ from datetime import timedelta
 from typing import Annotated, Any, assert_type
 
 from asynccache import MISSING, Cache, Caches, Entry, Ignore, Load, MemoryBackend, Policy, Stats, Telemetry
+from asynccache.entry import Missing
 from asynccache.testing import Sandbox, TravellingClock, sandbox
 
 
@@ -300,6 +301,22 @@ async def named_caches() -> None:
     async with caches as entered:
         assert_type(entered, Caches)
     caches[7]  # type: ignore[index]
+
+
+view = cache.typed(User)
+
+
+async def of_one_type() -> None:
+    """What a typed view returns and takes is of its type."""
+    user = User(1, "Ada")
+    assert_type(await view.get("k"), User | None)
+    assert_type(await view.get("k", MISSING), User | Missing)
+    assert_type(await view.get_or_set("k", lambda: user), User)
+    assert_type(await view.get_many(["k"]), dict[str, User])
+    assert_type(await view.get_or_set_many(["k"], lambda keys: dict.fromkeys(keys, user)), dict[str, User])
+    assert_type(await view.set("k", user), bool)
+    assert_type(await cache.typed(list[User]).get("k"), list[User] | None)
+    await view.set("k", "Ada")  # type: ignore[arg-type]
 
 
 def tests() -> None:
