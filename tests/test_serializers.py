@@ -4,11 +4,13 @@ import array
 import collections
 import enum
 import math
+import sys
 import threading
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation, localcontext
 from fractions import Fraction
+from importlib.resources import files
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 from unittest.mock import ANY
@@ -240,6 +242,156 @@ def test_a_key_that_would_come_back_otherwise_is_refused(key: Any) -> None:
         JSON.dumps({"a": {key, 1} if key != "\ud800" else [key]})
 
 
+THING = object()
+
+
+@pytest.mark.parametrize(
+    ("value", "place"),
+    [
+        ((0, THING), "value[1]"),
+        ({3: {"a": THING}}, "value[3]['a']"),
+        ({("x", 1): (THING,)}, "value[('x', 1)][0]"),
+        ({"$": 1, "a": THING}, "value['a']"),
+        ({7**6_000: THING}, "value[…]"),
+        ([{THING: 1}], "value[0] (a key)"),
+        ([{(1, THING)}], "value[0] (a member)[1]"),
+        ([frozenset([THING])], "value[0] (a member)"),
+        ({"a": {"\ud800": 1}}, "value['a'] (the key '\\ud800')"),
+        ({"$": 1, "a": ["\ud800"]}, "value['a'][0]"),
+        ([1, datetime(2026, 1, 1, tzinfo=Nowhere())], "value[1]"),
+        ({"k" * 9_999: THING}, "value['" + "k" * 12 + "..." + "k" * 13 + "']"),
+    ],
+)
+def test_the_place_is_named_whatever_holds_it(value: Any, place: str) -> None:
+    """An index, a key of any type, a member of a set: the error says the way to what it refuses, and stays short."""
+    with pytest.raises(EncodeError) as caught:
+        JSON.dumps(value)
+    assert str(caught.value).startswith(f"{place}: ")
+    assert len(str(caught.value)) < 250
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ({"$": 1, "\ud800": 2}, "value (the key '\\ud800'): a text with a lone surrogate is no JSON"),
+        ([math.inf], "value[0]: plain JSON does not have NaN and infinities"),
+        ({"n": 2**64}, "value['n']: plain JSON does not have int past 64 bits"),
+        ([{1: 2}], "value[0]: plain JSON does not have keys that are no str"),
+        ([(1,)], "value[0]: plain JSON does not have tuple"),
+    ],
+)
+def test_plain_documents_say_what_they_lack(value: Any, reason: str) -> None:
+    """The error of a plain document names the place and what JSON does not have."""
+    with pytest.raises(EncodeError) as caught:
+        PLAIN.dumps(value)
+    assert str(caught.value) == reason
+
+
+class Moody:
+    """A key that raises when it is compared with the key of the tags."""
+
+    def __hash__(self) -> int:
+        return hash("$")
+
+    def __eq__(self, other: object) -> bool:
+        raise RuntimeError("no")
+
+
+class Unhashable(type):
+    """Makes classes that no table can be asked for: who defines only equality has no hash."""
+
+    def __eq__(cls, other: object) -> bool:
+        return True
+
+
+class Liar(metaclass=Unhashable):
+    pass
+
+
+@pytest.mark.parametrize("serializer", [JSON, PLAIN], ids=["tags", "plain"])
+@pytest.mark.parametrize("value", [{Moody(): 1}, [Liar()], Liar()])
+def test_no_code_of_the_value_runs(value: Any, serializer: JsonSerializer) -> None:
+    """What a foreign class does when it is hashed or compared is never asked."""
+    with pytest.raises(EncodeError, match="JSON does not"):
+        serializer.dumps(value)
+
+
+def zone_of(key: str | None, rules: str) -> ZoneInfo:
+    """A zone read from a file by its user."""
+    continent, city = rules.split("/")
+    with (files(f"tzdata.zoneinfo.{continent}") / city).open("rb") as file:
+        return ZoneInfo.from_file(file, key=key)
+
+
+AMBIGUOUS = datetime(2026, 10, 25, 2, 30)
+"""In Berlin the clock shows it twice."""
+
+
+@pytest.mark.parametrize(
+    "zone",
+    [
+        zone_of(None, "Europe/Berlin"),
+        zone_of("No/Where", "Europe/Berlin"),
+        zone_of("Asia/Tokyo", "Europe/Berlin"),
+        zone_of("Europe", "Europe/Berlin"),
+        zone_of("x" * 300, "Europe/Berlin"),
+    ],
+)
+def test_a_zone_that_its_key_does_not_bring_back_is_refused(zone: ZoneInfo) -> None:
+    """A zone made from a file comes back only if its key leads to the same times."""
+    with pytest.raises(EncodeError, match=r"^value\[0\]: its time zone does not come back"):
+        JSON.dumps([datetime(2026, 1, 1, tzinfo=zone)])
+
+
+def test_a_second_object_of_a_zone_comes_back_where_it_is_equal() -> None:
+    """A zone outside the interpreter's cache is its key, but in an ambiguous hour nothing is equal to it: refused."""
+    zone = ZoneInfo.no_cache("Europe/Berlin")
+    for value in (datetime(2026, 1, 1, tzinfo=zone), time(1, tzinfo=zone), datetime.min.replace(tzinfo=zone)):
+        assert JSON.loads(JSON.dumps(value)) == value
+    for fold in (0, 1):
+        with pytest.raises(EncodeError, match="time zone"):
+            JSON.dumps(AMBIGUOUS.replace(tzinfo=zone, fold=fold))
+        value = AMBIGUOUS.replace(tzinfo=ZoneInfo("Europe/Berlin"), fold=fold)
+        back = JSON.loads(JSON.dumps(value))
+        assert same(back, value)
+        assert back.utcoffset() == timedelta(hours=2 - fold)
+
+
+@pytest.mark.parametrize(
+    "text", ["NaN", "-NaN123", "sNaN", "-sNaN7", "Infinity", "-Infinity", "-0", "1E+999999", "0.10"]
+)
+def test_decimals_come_back_digit_for_digit(text: str) -> None:
+    """Signalling NaN, payloads, signs and trailing zeros are kept, whatever the caller's decimal context says."""
+    with localcontext() as context:
+        context.prec = 1
+        context.capitals = 0
+        assert same(JSON.loads(JSON.dumps([Decimal(text)])), [Decimal(text)])
+
+
+def test_a_lenient_decimal_context_makes_no_nan_of_garbage() -> None:
+    """A caller that does not trap invalid operations gets the error all the same."""
+    with localcontext() as context:
+        context.traps[InvalidOperation] = False
+        for text in (b"x", b"1e99999999999999999999"):
+            with pytest.raises(DecodeError):
+                JSON.loads(TAGGED + b'{"$":"decimal","v":"' + text + b'"}')
+
+
+def test_a_value_that_changes_meanwhile_is_refused() -> None:
+    """Another thread's change of a dict while it is walked is an error of this package."""
+    value: dict[Any, Any] = {0: ()}
+
+    def change(*_: Any) -> None:
+        value[len(value)] = ()
+
+    sys.setprofile(change)  # between any two calls
+    try:
+        with pytest.raises(EncodeError, match="changes"):
+            JSON.dumps(value)
+    finally:
+        sys.setprofile(None)
+
+
 def nested(depth: int, around: Any) -> Any:
     value: Any = 1
     for _ in range(depth):
@@ -307,6 +459,21 @@ def bad(*tags: bytes) -> list[bytes]:
             b'{"$":"complex","v":["a",0]}',
             b'{"$":"complex","v":[1.0]}',
             b'{"$":"timedelta","v":[999999999999,0,0]}',
+            b'{"$":"timedelta","v":"123"}',
+            b'{"$":"timedelta","v":[1,2,3,4]}',
+            b'{"$":"timedelta","v":[1.5,2,3]}',
+            b'{"$":"timedelta","v":[true,2,3]}',
+            b'{"$":"dict","v":["ab"]}',
+            b'{"$":"dict","v":{"ab":1}}',
+            b'{"$":"dict","v":[{"a":1,"b":2}]}',
+            b'{"$":"dict","v":[[1,2,3]]}',
+            b'{"$":"datetime","v":["2026-01-01T00:00:00+01:00",0,null]}',
+            b'{"$":"time","v":["00:00:00+01:00",0,null]}',
+            b'{"$":"datetime","v":["2026-01-01T00:00:00",0,"Europe"]}',
+            b'{"$":"datetime","v":["2026-01-01T00:00:00",0,""]}',
+            b'{"$":"datetime","v":["2026-01-01T00:00:00",0,true]}',
+            b'{"$":"datetime","v":["2026-01-01T00:00:00",0,"a\\u0000"]}',
+            b'{"$":"time","v":["00:00:00",0,"' + b"x" * 300 + b'"]}',
             b'{"$":"bytearray","v":null}',
         ),
     ],
@@ -340,6 +507,25 @@ def test_mutated_bytes_are_a_value_or_an_error(value: Any, data: st.DataObject) 
         JSON.loads(bytes(document))
     except DecodeError:
         pass
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(max_size=12) | st.text("./_\\-Europe ", max_size=12))
+def test_any_name_of_a_zone_is_a_value_or_an_error(key: str) -> None:
+    """A zone's name in the bytes opens no folder, no file beside the zones, and no other error."""
+    document = TAGGED + orjson.dumps({"$": "time", "v": ["00:00:00", 0, key]})
+    try:
+        assert JSON.loads(document).tzinfo.key == key
+    except DecodeError:
+        pass
+
+
+def test_a_tagged_document_cut_anywhere_is_a_decode_error() -> None:
+    """No beginning of a tagged document is taken for the whole."""
+    document = JSON.dumps([(1, 2.5), {1: b"x", "$": {2}}, datetime(2026, 1, 1, tzinfo=UTC), 2**70, Decimal(1), "é"])
+    for length in range(len(document)):
+        with pytest.raises(DecodeError):
+            JSON.loads(document[:length])
 
 
 @given(st.binary())

@@ -7,7 +7,7 @@
 NaN, infinities, longer ``int``, ``complex``, ``bytes``,
 ``bytearray``, ``Decimal``, ``UUID``, ``date``,
 ``timedelta``, ``time`` and ``datetime`` (without zone,
-with a fixed offset, or with a ``ZoneInfo`` that has a key)
+with a fixed offset, or a ``ZoneInfo`` found by its key)
 ``str`` with a lone surrogate, subclasses of the above       refused
 (enums, named tuples, ``defaultdict``, …), other classes
 ===========================================================  =========================================================
@@ -21,9 +21,10 @@ import base64
 import binascii
 import marshal
 import math
-from collections.abc import Callable, Mapping
+import reprlib
+from collections.abc import Callable, Collection, Mapping
 from datetime import date, datetime, time, timedelta, timezone, tzinfo
-from decimal import Decimal, InvalidOperation
+from decimal import Context, Decimal, InvalidOperation
 from types import MappingProxyType
 from typing import Any, Final, TypeAlias, final
 from uuid import UUID
@@ -40,10 +41,12 @@ _TAGGED: Final = b"\x01"
 _TAG: Final = "$"
 _VALUE: Final = "v"
 _LEAST, _MOST = -(2**63), 2**64 - 1
+_EXACT: Final = frozenset((str, int, bool, type(None)))
+_STRICT: Final = Context(traps=[InvalidOperation])  # the caller's context may turn what is malformed into NaN
 _MARSHAL_VERSION: Final = 2  # the last without references: the cheapest, and no more is asked of it
 
-Path: TypeAlias = "tuple[Path, str] | None"
-"""Where a part is inside the value: the path of what holds it, and its place there."""
+Path: TypeAlias = "tuple[Path, str, object] | None"
+"""Where a part is inside the value: the path of what holds it, and a text with its place there."""
 
 
 @final
@@ -67,6 +70,8 @@ class JsonSerializer:
             EncodeError: It would not come back equal; the error says where.
         """
         try:
+            if type(value) in _EXACT:  # orjson writes these as they are, or refuses them
+                return orjson.dumps(value, option=_OPTIONS)
             # What comes back equal may yet be of another type: an IntEnum is an int to JSON. marshal takes exact
             # types only, and is the fastest that does. It also has a limit of depth, which orjson has not for tuples:
             # past 2,000 of them in each other 3.13 writes where it must not.
@@ -81,6 +86,8 @@ class JsonSerializer:
             return (_TAGGED if self._tags else b"") + orjson.dumps(tagged)
         except RecursionError:
             raise EncodeError("the value is nested too deep, or holds itself") from None
+        except RuntimeError as error:  # a dict or a set that another thread changes
+            raise EncodeError("the value changes while it is encoded") from error
         except TypeError as error:  # the library's limit of depth
             raise EncodeError("the value is nested too deep for JSON") from error
 
@@ -117,30 +124,41 @@ def _tagged(value: Any, path: Path, allowed: bool) -> Any:
     if kind is float and math.isfinite(value):
         return value
     if kind is list:
-        return [_tagged(part, (path, f"[{place}]"), allowed) for place, part in enumerate(value)]
-    if kind is dict and _TAG not in value and all(type(key) is str for key in value):
-        for key in value:
-            _check_text(key, path)
-        return {key: _tagged(part, (path, f"[{key!r}]"), allowed) for key, part in value.items()}
-    make = _MAKERS.get(kind)
+        return [_tagged(part, (path, "[{}]", place), allowed) for place, part in enumerate(value)]
+    texts = kind is dict and all(type(key) is str for key in value)
+    if texts and not (allowed and _TAG in value):
+        return {_key(key, path): _tagged(part, (path, "[{}]", key), allowed) for key, part in value.items()}
+    make = _MAKERS.get(kind) if type(kind) is type else None  # only a metaclass can make a class unhashable
     if make is None:
         raise EncodeError(
             f"{_place(path)}: JSON does not bring back {kind.__qualname__}; say its type by a return annotation or "
             "cache.typed(), or take another serializer"
         )
     if not allowed:
-        if kind is dict and all(type(key) is str for key in value):
-            return {key: _tagged(part, (path, f"[{key!r}]"), allowed) for key, part in value.items()}
-        raise EncodeError(f"{_place(path)}: plain JSON does not have {kind.__qualname__}")
+        what = {float: "NaN and infinities", int: "int past 64 bits", dict: "keys that are no str"}
+        raise EncodeError(f"{_place(path)}: plain JSON does not have {what.get(kind, kind.__qualname__)}")
     return {_TAG: _NAMES[kind], _VALUE: make(value, path)}
 
 
-def _parts(value: Any, path: Path) -> list[Any]:
-    return [_tagged(part, (path, "[…]"), True) for part in value]
+def _key(key: str, path: Path) -> str:
+    if not key.isascii():
+        _check_text(key, (path, " (the key {})", key))
+    return key
+
+
+def _items(value: tuple[Any, ...], path: Path) -> list[Any]:
+    return [_tagged(part, (path, "[{}]", place), True) for place, part in enumerate(value)]
+
+
+def _members(value: Collection[Any], path: Path) -> list[Any]:
+    return [_tagged(part, (path, " (a member)", None), True) for part in value]
 
 
 def _pairs(value: Mapping[Any, Any], path: Path) -> list[Any]:
-    return [[_tagged(key, (path, "(a key)"), True), _tagged(part, (path, "[…]"), True)] for key, part in value.items()]
+    return [
+        [_tagged(key, (path, " (a key)", None), True), _tagged(part, (path, "[{}]", key), True)]
+        for key, part in value.items()
+    ]
 
 
 def _base64(value: bytes | bytearray, _: Path) -> str:
@@ -148,15 +166,22 @@ def _base64(value: bytes | bytearray, _: Path) -> str:
 
 
 def _clock(value: datetime | time, path: Path) -> list[Any]:
-    return [value.replace(tzinfo=None).isoformat(), value.fold, _zone(value.tzinfo, path)]
+    return [value.replace(tzinfo=None).isoformat(), value.fold, _zone(value, path)]
 
 
-def _zone(zone: tzinfo | None, path: Path) -> Any:
+def _zone(value: datetime | time, path: Path) -> Any:
     """Nothing, microseconds from UTC, or a key."""
+    zone = value.tzinfo
     if zone is None:
         return None
-    if type(zone) is ZoneInfo and zone.key is not None:
-        return zone.key
+    if type(zone) is ZoneInfo and type(zone.key) is str:
+        try:
+            found = _found(zone.key)
+        except (ValueError, LookupError):  # made from a file, with a key that is nowhere
+            found = None
+        # Another object under the same key may have other rules, or make an ambiguous hour unequal (PEP 495).
+        if found is zone or (found is not None and value.replace(tzinfo=found) == value):
+            return zone.key
     if type(zone) is timezone:
         offset = zone.utcoffset(None)
         if zone.tzname(None) == timezone(offset).tzname(None):
@@ -164,14 +189,21 @@ def _zone(zone: tzinfo | None, path: Path) -> Any:
     raise EncodeError(f"{_place(path)}: its time zone does not come back: {type(zone).__qualname__}")
 
 
+def _found(key: str) -> ZoneInfo:
+    try:
+        return ZoneInfo(key)
+    except OSError as error:  # a folder of zones, or a name too long for a file
+        raise LookupError(key) from error
+
+
 _MAKERS: Final[Mapping[type, Callable[[Any, Path], Any]]] = {
-    tuple: _parts,
-    set: _parts,
-    frozenset: _parts,
+    tuple: _items,
+    set: _members,
+    frozenset: _members,
     dict: _pairs,
     int: lambda value, _: hex(value),
     float: lambda value, _: repr(value),
-    complex: lambda value, path: _parts((value.real, value.imag), path),
+    complex: lambda value, path: _items((value.real, value.imag), path),
     bytes: _base64,
     bytearray: _base64,
     Decimal: lambda value, _: str(value),
@@ -194,8 +226,11 @@ def _check_text(text: str, path: Path) -> None:
 def _place(path: Path) -> str:
     parts = []
     while path is not None:
-        path, part = path
-        parts.append(part)
+        path, text, part = path
+        try:
+            parts.append(text.format(reprlib.repr(part)))
+        except ValueError:  # a key with more digits than the interpreter writes
+            parts.append("[…]")
     return "value" + "".join(reversed(parts))
 
 
@@ -214,10 +249,20 @@ def _untagged(plain: Any) -> Any:
     return _READERS[plain[_TAG]](plain[_VALUE])
 
 
-def _listed(plain: Any) -> list[Any]:
+def _list(plain: Any) -> list[Any]:
     if type(plain) is not list:
         raise ValueError
-    return [_untagged(part) for part in plain]
+    return plain
+
+
+def _listed(plain: Any) -> list[Any]:
+    return [_untagged(part) for part in _list(plain)]
+
+
+def _pair(plain: Any) -> list[Any]:
+    if len(_list(plain)) != 2:
+        raise ValueError
+    return _list(plain)
 
 
 def _text(plain: Any) -> str:
@@ -241,7 +286,7 @@ def _bytes(plain: Any) -> bytes:
 
 def _decimal(plain: Any) -> Decimal:
     try:
-        return Decimal(_text(plain))
+        return Decimal(_text(plain), _STRICT)
     except InvalidOperation as error:
         raise ValueError from error
 
@@ -258,24 +303,37 @@ def _in_zone(plain: Any) -> tzinfo | None:
         return None
     if type(plain) is int:
         return timezone(timedelta(microseconds=plain))
-    return ZoneInfo(_text(plain))
+    return _found(_text(plain))
 
 
 def _datetime(plain: Any) -> datetime:
-    text, fold, zone = plain
-    return datetime.fromisoformat(_text(text)).replace(tzinfo=_in_zone(zone), fold=fold)
+    text, fold, zone = _listed(plain)
+    value = datetime.fromisoformat(_text(text))
+    if value.tzinfo is not None:
+        raise ValueError
+    return value.replace(tzinfo=_in_zone(zone), fold=fold)
 
 
 def _time(plain: Any) -> time:
-    text, fold, zone = plain
-    return time.fromisoformat(_text(text)).replace(tzinfo=_in_zone(zone), fold=fold)
+    text, fold, zone = _listed(plain)
+    value = time.fromisoformat(_text(text))
+    if value.tzinfo is not None:
+        raise ValueError
+    return value.replace(tzinfo=_in_zone(zone), fold=fold)
+
+
+def _timedelta(plain: Any) -> timedelta:
+    days, seconds, microseconds = _listed(plain)
+    if not type(days) is type(seconds) is type(microseconds) is int:
+        raise ValueError
+    return timedelta(days, seconds, microseconds)
 
 
 _READERS: Final[Mapping[str, Callable[[Any], Any]]] = MappingProxyType({
     "tuple": lambda plain: tuple(_listed(plain)),
     "set": lambda plain: set(_listed(plain)),
     "frozenset": lambda plain: frozenset(_listed(plain)),
-    "dict": lambda plain: {_untagged(key): _untagged(part) for key, part in plain},
+    "dict": lambda plain: {_untagged(key): _untagged(part) for key, part in map(_pair, _list(plain))},
     "int": lambda plain: int(_text(plain), 16),
     "float": _float,
     "complex": _complex,
@@ -286,5 +344,5 @@ _READERS: Final[Mapping[str, Callable[[Any], Any]]] = MappingProxyType({
     "date": lambda plain: date.fromisoformat(_text(plain)),
     "datetime": _datetime,
     "time": _time,
-    "timedelta": lambda plain: timedelta(*map(int, plain)),
+    "timedelta": _timedelta,
 })  # fmt: skip
