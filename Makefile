@@ -46,7 +46,7 @@ check: $(VENV)/.installed-test $(VENV)/.installed-check ## Lint, format, types, 
 	$(BIN)/coverage report --format=total
 	PYTHONASYNCIODEBUG=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow"
 
-bench: $(VENV)/.installed-bench ## Measure, side by side with the peers (about 2 minutes)
+bench: $(VENV)/.installed-bench ## Measure, side by side with the peers (about 3 minutes)
 	@$(BIN)/python benchmarks/run.py
 
 bench-quick: $(VENV)/.installed-bench ## Measure roughly (about 20 seconds)
