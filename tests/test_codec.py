@@ -339,19 +339,43 @@ def test_any_bytes_are_an_error(data: bytes, codec: Codec) -> None:
 # Bombs
 
 
-def forged(raw: int, block: bytes) -> bytes:
-    """An entry with a right checksum that claims to unpack to so many bytes."""
-    head = bytes((0xAC, 1, 1, 1))
-    body = raw.to_bytes(4, "big") + block
+def checked(head: bytes, body: bytes) -> bytes:
+    """An entry under ``key`` with a right checksum, whatever it says of itself."""
     binding = head + (3).to_bytes(4, "big") + b"key"
     check = zlib.crc32(body, zlib.crc32(binding)) & 0xFFFF
     return head + bytes(18) + check.to_bytes(2, "big") + body
 
 
+def forged(raw: int, block: bytes) -> bytes:
+    """An entry with a right checksum that claims to unpack to so many bytes."""
+    return checked(bytes((0xAC, 1, 1, 1)), raw.to_bytes(4, "big") + block)
+
+
 def test_a_forged_entry_is_made_right() -> None:
-    """The forgery of the next tests is refused for what it claims, and for nothing else."""
+    """The forgeries of these tests are refused for what they claim, and for nothing else."""
     block = lz4.block.compress(b'"abc"' + b" " * 100, store_size=False)
     assert Codec().decode("key", forged(105, block)).value == "abc"
+    for claim in (1, 104, 106, 200):
+        with pytest.raises(DecodeError, match="compressed"):
+            Codec().decode("key", forged(claim, block))
+
+
+def test_a_right_checksum_is_not_enough() -> None:
+    """Version, serializer, seal and flags are each looked at for themselves."""
+    good = bytes((0xAC, 1, 1, 0))
+    assert Codec().decode("key", checked(good, b"1")).value == 1
+    assert Codec().decode("key", checked(good[:3] + b"\x10", b"1")).typed
+    wrong = [
+        *(bytes([magic]) + good[1:] for magic in range(256) if magic != 0xAC),
+        *(good[:1] + bytes([version]) + good[2:] for version in range(256) if version != 1),
+        *(good[:2] + bytes([number]) + good[3:] for number in range(256) if number != 1),
+        *(good[:3] + bytes([flags]) for flags in range(256) if flags not in (0, 16)),
+    ]
+    for head in wrong:
+        with pytest.raises(DecodeError):
+            Codec().decode("key", checked(head, b"1"))
+    with pytest.raises(DecodeError, match="signed"):
+        CODECS["signed"].decode("key", checked(good, b"1"))
 
 
 BOMB = """
