@@ -80,14 +80,23 @@ async def write(writer, start):
 
     await asyncio.gather(values("a"), values("b"), count(), count())
 
+def said():
+    return [os.path.getsize(path) if os.path.exists(path) else 0
+            for path in (f"{folder}/said-{writer}" for writer in range(writers))]
+
 for turn in range(rounds):
-    children = []
+    children, before = [], said()
     for writer in range(writers):
         child = os.fork()
         if not child:
             asyncio.run(write(writer, turn * 1_000_000))
             os._exit(1)
         children.append(child)
+    if turn % 2:  # killed while they write, however slow the machine; else whatever they do, opening too
+        for _ in range(10_000):
+            if all(now > then for now, then in zip(said(), before)):
+                break
+            time.sleep(0.001)
     for child in children:
         time.sleep(random.uniform(0.0, 0.06))
         os.kill(child, signal.SIGKILL)
