@@ -8,9 +8,9 @@
     2       1      the serializer's number
     3       1      flags: 1 lz4, 2 signed, 4 encrypted, 8 tags, 16 plain data of a type; the rest are zero
     4       6      when the entry was made: seconds since 1970, times 65,536
-    10      6      how long it is fresh after that, likewise; all ones: for ever
-    16      6      how long it can stand in after that (its grace), likewise; all ones: for ever
-    22      2      the low half of the CRC-32 of binding and body; zero where the entry is signed or encrypted
+    10      5      how long it is fresh after that: seconds times 1,024; all ones: for ever
+    15      5      how long it can stand in after that (its grace), likewise
+    20      4      the CRC-32 of binding and body; zero where the entry is signed or encrypted
     24             with flag 8, the tags: their number (2 bytes); for each its name and its version, each as
                    length (2 bytes) and UTF-8
                    with flag 2, HMAC-SHA-256 of binding and body (32 bytes)
@@ -49,16 +49,19 @@ _MAGIC: Final = 0xAC
 _VERSION: Final = 1
 _LZ4, _SIGNED, _ENCRYPTED, _TAGS, _TYPED = 1, 2, 4, 8, 16
 _SEALED: Final = _SIGNED | _ENCRYPTED
-_HEADER: Final = Struct(">BBBBHIHIHIH")
-_TIMES: Final = Struct(">HIHI")
+_HEADER: Final = Struct(">BBBBHIBIBII")
+_TIMES: Final = Struct(">BIBI")
 _TIMES_AT: Final = 10
 _TICKS: Final = 65_536.0
-_LONGEST: Final = 2**48 - 2
-_FOREVER: Final = 2**48 - 1
+_SPAN_TICKS: Final = 1_024.0
+_LATEST: Final = 2**48 - 1
+_LONGEST: Final = 2**40 - 2  # 34 years
+_FOREVER: Final = 2**40 - 1
 _MAC_BYTES: Final = 32
 _NONCE_BYTES: Final = 12
 _LEAST_SECRET: Final = 16
 _MOST_EXPANSION: Final = 255  # of an lz4 block: a longer run than this takes another byte
+_MOST_UNPACKED: Final = 0x7E000000  # LZ4_MAX_INPUT_SIZE
 _DEFAULT_COMPRESS: Final = 1_024
 _DEFAULT_MAX_BYTES: Final = 64 * 1_024 * 1_024
 
@@ -93,21 +96,27 @@ class Codec:
         max_bytes: int = _DEFAULT_MAX_BYTES,
         plain: bool = False,
     ) -> None:
-        if isinstance(keys, str | bytes):
+        if isinstance(keys, str | bytes) or not isinstance(keys, Sequence):  # a set has no first one
             raise ConfigError("codec: keys is a list of secrets, not one")
         secrets = [_secret(key) for key in keys]
         if encrypt and not secrets:
             raise ConfigError("codec: encryption takes keys=[...]")
         if plain and (secrets or encrypt):
             raise ConfigError("codec: plain values are neither signed nor encrypted")
-        if not isinstance(max_bytes, int) or not 0 < max_bytes < 2**32:
+        if type(max_bytes) is not int or not 0 < max_bytes < 2**32:
             raise ConfigError(f"codec: max_bytes is a whole number from 1 to {2**32 - 1:,}, not {max_bytes!r}")
-        if compress is not None and (not isinstance(compress, int) or compress < 0):
+        if compress is not None and (type(compress) is not int or compress < 0):
             raise ConfigError(f"codec: compress is a number of bytes, or None, not {compress!r}")
         if isinstance(serializer, str):
             serializer = _serializer_named(serializer, signed=bool(secrets), plain=plain)
-        elif not 128 <= serializer.number <= 255:
-            raise ConfigError(f"codec: {serializer.name}: a serializer of your own has a number from 128 to 255")
+        elif isinstance(serializer, type) or not hasattr(serializer, "dumps"):
+            raise ConfigError(
+                "codec: serializer is a name or a Serializer, an object with name, number, dumps and loads"
+            )
+        elif type(number := getattr(serializer, "number", None)) is not int or not 128 <= number <= 255:
+            raise ConfigError(
+                f"codec: {type(serializer).__name__}: a serializer of your own has a number from 128 to 255"
+            )
         self._serializer = serializer
         self._number = serializer.number
         self._loads = serializer.loads
@@ -132,7 +141,7 @@ class Codec:
                 raise ConfigError("codec: plain values have neither tags nor grace")
             return body
         flags = self._sealing
-        if len(body) >= self._compress:
+        if self._compress <= len(body) <= _MOST_UNPACKED:
             packed: bytes = lz4.block.compress(body, store_size=False)
             if len(packed) + 4 < len(body):
                 body = len(body).to_bytes(4, "big") + packed
@@ -148,8 +157,8 @@ class Codec:
         if self._seals:
             body = self._seals[0].seal(binding, body)
         else:
-            check = zlib.crc32(body, zlib.crc32(binding)) & 0xFFFF
-        made = min(max(int(entry.created_at * _TICKS), 0), _LONGEST)
+            check = zlib.crc32(body, zlib.crc32(binding))
+        made = min(max(int(entry.created_at * _TICKS), 0), _LATEST)
         fresh, grace = _spans(made, entry.fresh_until, entry.expires_at)
         return b"".join((
             _HEADER.pack(
@@ -190,16 +199,17 @@ class Codec:
         value = self._value(key, data, start, flags, check)
         made = (m1 << 32) | m0
         fresh, grace = (f1 << 32) | f0, (g1 << 32) | g0
-        fresh_until = math.inf if fresh == _FOREVER else (made + fresh) / _TICKS
-        expires_at = math.inf if _FOREVER in (fresh, grace) else (made + fresh + grace) / _TICKS
+        created_at = made / _TICKS
+        fresh_until = math.inf if fresh == _FOREVER else created_at + fresh / _SPAN_TICKS
+        expires_at = math.inf if _FOREVER in (fresh, grace) else created_at + (fresh + grace) / _SPAN_TICKS
         typed = flags & _TYPED != 0
         if tags is None:
             return Entry(
-                value=value, created_at=made / _TICKS, fresh_until=fresh_until, expires_at=expires_at, typed=typed
+                value=value, created_at=created_at, fresh_until=fresh_until, expires_at=expires_at, typed=typed
             )
         return Entry(
             value=value,
-            created_at=made / _TICKS,
+            created_at=created_at,
             fresh_until=fresh_until,
             expires_at=expires_at,
             tags=tags,
@@ -208,9 +218,17 @@ class Codec:
 
     def size(self, data: bytes) -> int:
         """About how many bytes the value has for the serializer: what reading them costs."""
-        if not self.plain and len(data) > _HEADER.size and data[3] & (_LZ4 | _SEALED | _TAGS) == _LZ4:
-            return int.from_bytes(data[_HEADER.size : _HEADER.size + 4], "big")
-        return len(data)
+        if self.plain or len(data) <= _HEADER.size or data[3] & (_LZ4 | _ENCRYPTED) != _LZ4:
+            return len(data)  # what is encrypted tells its length to nobody
+        start = _HEADER.size
+        if data[3] & _TAGS:
+            try:
+                start = _tags_from(data, start)[1]
+            except DecodeError:
+                return len(data)
+        if data[3] & _SIGNED:
+            start += _MAC_BYTES
+        return int.from_bytes(data[start : start + 4], "big")
 
     def retimed(self, data: bytes, fresh_until: float, expires_at: float) -> bytes:
         """The bytes of an entry with other times; those of a plain one have none."""
@@ -232,7 +250,7 @@ class Codec:
             if check:
                 raise DecodeError("the bytes of an entry are damaged")
             body = self._opened(binding, body)
-        elif zlib.crc32(body, zlib.crc32(binding)) & 0xFFFF != check:
+        elif zlib.crc32(body, zlib.crc32(binding)) != check:
             raise DecodeError("the bytes of an entry are damaged, or another key's")
         if flags & _LZ4:
             body = self._unpacked(body)
@@ -250,7 +268,7 @@ class Codec:
     def _unpacked(self, body: bytes | memoryview) -> bytes:
         """The bytes of an lz4 block. What it claims to be is compared with what it can be before memory is taken."""
         claimed = int.from_bytes(body[:4], "big")
-        if claimed > self.max_bytes or claimed > (len(body) - 4) * _MOST_EXPANSION:
+        if claimed > min(self.max_bytes, _MOST_UNPACKED) or claimed > (len(body) - 4) * _MOST_EXPANSION:
             raise DecodeError("compressed bytes claim to be more than they may or can be")
         try:
             unpacked: bytes = lz4.block.decompress(body[4:], uncompressed_size=claimed)
@@ -330,7 +348,7 @@ def codec_of(given: Any) -> Codec:
                 raise ConfigError(f"codec has no option {name!r}; there are {', '.join(known)}")
         options: Mapping[str, Any] = given
         return Codec(**options)
-    if hasattr(given, "dumps") and hasattr(given, "number"):
+    if not isinstance(given, type) and hasattr(given, "dumps") and hasattr(given, "number"):
         serializer: Serializer = given
         return Codec(serializer)
     raise ConfigError(f"codec is a serializer's name, a Codec or a mapping of its options, not {type(given).__name__}")
@@ -353,7 +371,10 @@ def _serializer_named(name: str, *, signed: bool, plain: bool) -> Serializer:
 
 
 def _secret(key: Any) -> bytes:
-    secret = key.encode() if isinstance(key, str) else key
+    try:
+        secret = key.encode() if isinstance(key, str) else key
+    except UnicodeEncodeError:  # it holds the secret: it must not even be this error's context
+        secret = None
     if not isinstance(secret, bytes) or len(secret) < _LEAST_SECRET:
         raise ConfigError(f"codec: a key is a secret of at least {_LEAST_SECRET} bytes")  # and is not shown
     return secret
@@ -364,22 +385,30 @@ def _derived(secret: bytes, purpose: bytes) -> bytes:
 
 
 def _binding(head: bytes, tags: bytes, key: str) -> bytes:
-    whole = key.encode()
+    whole = _utf8(key)
     return b"".join((head, tags, len(whole).to_bytes(4, "big"), whole))
 
 
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        raise EncodeError("a key or a tag with a lone surrogate has no UTF-8") from None
+
+
 def _spans(made: int, fresh_until: float, expires_at: float) -> tuple[int, int]:
-    """How long an entry is fresh, and its grace after that, in ticks."""
+    """How long an entry is fresh, and its grace after that, never more than it should."""
     if fresh_until == math.inf:
         return _FOREVER, _FOREVER
-    fresh = min(max(int(fresh_until * _TICKS) - made, 0), _LONGEST)
+    created_at = made / _TICKS
+    fresh = min(max(int((fresh_until - created_at) * _SPAN_TICKS), 0), _LONGEST)
     if expires_at == math.inf:
         return fresh, _FOREVER
-    return fresh, min(max(int(expires_at * _TICKS) - made - fresh, 0), _LONGEST)
+    return fresh, min(max(int((expires_at - created_at) * _SPAN_TICKS) - fresh, 0), _LONGEST)
 
 
 def _tags_bytes(tags: Mapping[str, str]) -> bytes:
-    texts: Collection[bytes] = [text.encode() for pair in tags.items() for text in pair]
+    texts: Collection[bytes] = [_utf8(text) for pair in tags.items() for text in pair]
     if len(tags) > 0xFFFF or max(map(len, texts)) > 0xFFFF:
         raise EncodeError("an entry has too many tags, or too long ones")
     return len(tags).to_bytes(2, "big") + b"".join([len(text).to_bytes(2, "big") + text for text in texts])
