@@ -84,7 +84,7 @@ class Codec:
         ConfigError: The options contradict each other, or a library is missing.
     """
 
-    __slots__ = ("_compress", "_loads", "_number", "_sealing", "_seals", "_serializer", "max_bytes", "plain")
+    __slots__ = ("_compress", "_digits", "_loads", "_number", "_sealing", "_seals", "_serializer", "max_bytes", "plain")
 
     def __init__(
         self,
@@ -120,14 +120,20 @@ class Codec:
         self._serializer = serializer
         self._number = serializer.number
         self._loads = serializer.loads
+        self._digits = isinstance(serializer, JsonSerializer)
         self._compress = math.inf if compress is None or plain else compress
         self._seals: list[_Seal] = [(_Encryption if encrypt else _Signature)(secret) for secret in secrets]
         self._sealing = 0 if not secrets else _ENCRYPTED if encrypt else _SIGNED
         self.max_bytes = max_bytes
         self.plain = plain
 
-    def encode(self, key: str, entry: Entry) -> bytes:
+    def encode(self, key: str, entry: Entry, shift: float = 0.0) -> bytes:
         """The entry as bytes, for this key alone.
+
+        Args:
+            key: The whole key.
+            entry: The entry.
+            shift: Seconds by which the store's clock is ahead of the cache's.
 
         Raises:
             EncodeError: The value would not come back equal, or is too large.
@@ -158,8 +164,8 @@ class Codec:
             body = self._seals[0].seal(binding, body)
         else:
             check = zlib.crc32(body, zlib.crc32(binding))
-        made = min(max(int(entry.created_at * _TICKS), 0), _LATEST)
-        fresh, grace = _spans(made, entry.fresh_until, entry.expires_at)
+        made = min(max(int((entry.created_at + shift) * _TICKS), 0), _LATEST)
+        fresh, grace = _spans(made, entry.fresh_until + shift, entry.expires_at + shift)
         return b"".join((
             _HEADER.pack(
                 _MAGIC, _VERSION, self._number, flags,
@@ -169,8 +175,9 @@ class Codec:
             body,
         ))  # fmt: skip
 
-    def decode(self, key: str, data: bytes) -> Entry:
-        """The entry that the bytes stand for, under this key; a plain one without its times.
+    def decode(self, key: str, data: bytes, shift: float = 0.0) -> Entry:
+        """The entry that the bytes stand for, under this key; a plain one without its times. For ``shift`` see
+        `encode`.
 
         Raises:
             DecodeError: They are damaged, of another version, format, serializer or key, or not signed as they should
@@ -199,7 +206,7 @@ class Codec:
         value = self._value(key, data, start, flags, check)
         made = (m1 << 32) | m0
         fresh, grace = (f1 << 32) | f0, (g1 << 32) | g0
-        created_at = made / _TICKS
+        created_at = made / _TICKS - shift
         fresh_until = math.inf if fresh == _FOREVER else created_at + fresh / _SPAN_TICKS
         expires_at = math.inf if _FOREVER in (fresh, grace) else created_at + (fresh + grace) / _SPAN_TICKS
         typed = flags & _TYPED != 0
@@ -238,6 +245,14 @@ class Codec:
         fresh, grace = _spans(made, fresh_until, expires_at)
         times = _TIMES.pack(fresh >> 32, fresh & 0xFFFFFFFF, grace >> 32, grace & 0xFFFFFFFF)
         return data[:_TIMES_AT] + times + data[_TIMES_AT + _TIMES.size :]
+
+    def countable(self, key: str) -> tuple[int, int] | None:
+        """What a store needs to write a counter's entry by itself: the serializer's number and the CRC-32 of the
+        binding of an entry without flags; ``None`` where it cannot, because whole numbers are not digits or are
+        sealed."""
+        if self._sealing or self.plain or not self._digits:
+            return None
+        return self._number, zlib.crc32(_binding(bytes((_MAGIC, _VERSION, self._number, 0)), b"", key))
 
     def __repr__(self) -> str:
         sealed = {_SIGNED: ", signed", _ENCRYPTED: ", encrypted"}.get(self._sealing, "")

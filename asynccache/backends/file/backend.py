@@ -7,7 +7,6 @@ from asyncio import get_running_loop
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from sqlite3 import Connection
 from typing import Any, Final, Literal, final
@@ -15,6 +14,7 @@ from urllib.parse import unquote
 
 from anyio import to_thread
 
+from asynccache._offloading import decoded, encoded
 from asynccache._options import Options
 from asynccache.backend import OnlyIf, Reports, StoreOptions
 from asynccache.backends.file import table
@@ -35,9 +35,6 @@ Durability = Literal["process", "machine", "power"]
 
 _SYNCHRONOUS: Final[Mapping[str, str]] = {"process": "off", "machine": "normal", "power": "full"}
 _READERS: Final = 2
-# Bytes from which a value is encoded and decoded in a thread. Below, a thread costs the loop more than it spares: JSON
-# holds the interpreter's lock all the while, lz4 and hashing do not.
-_LARGE: Final = 1_048_576
 _PAGE: Final = 1_000
 _DEFAULT_MAX_BYTES: Final = 1_073_741_824
 
@@ -243,13 +240,7 @@ class FileBackend:
 
     async def row(self, key: str, entry: Entry) -> table.Row:
         """The row of an entry; a large one is encoded in a thread."""
-        if _weight(entry.value) >= _LARGE:
-            return await to_thread.run_sync(self._encoded, key, entry, abandon_on_cancel=True)
-        return self._encoded(key, entry)
-
-    def _encoded(self, key: str, entry: Entry) -> table.Row:
-        data = self.codec.encode(key, entry)
-        return key, table.ticks(entry.fresh_until), table.ticks(entry.expires_at), data
+        return _row(key, entry, await encoded(self.codec, key, entry))
 
     async def _done(self, crew: Crew, work: Any, weight: int) -> Any:
         loop = get_running_loop()
@@ -262,10 +253,7 @@ class FileBackend:
         """The entry of a row; ``None`` when its bytes cannot be read, which is told."""
         data = row[0]
         try:
-            if self.codec.size(data) < _LARGE:
-                entry = self.codec.decode(key, data)
-            else:
-                entry = await to_thread.run_sync(self.codec.decode, key, data, abandon_on_cancel=True)
+            entry = await decoded(self.codec, key, data)
         except DecodeError as error:
             self.reports.tell("an entry could not be read", error)
             return None
@@ -286,7 +274,8 @@ class FileBackend:
         if type(entry.value) is not int:
             raise TypeError(f"a counter holds an integer, this key holds {type(entry.value).__name__}")
         total = entry.value + delta
-        _put(self._encoded(key, replace(entry, value=total)), connection)
+        total_entry = replace(entry, value=total)
+        _put(_row(key, total_entry, self.codec.encode(key, total_entry)), connection)
         return total
 
 
@@ -314,6 +303,10 @@ def open_file(options: StoreOptions) -> FileBackend:
 
 
 # What the writer does with single rows
+
+
+def _row(key: str, entry: Entry, data: bytes) -> table.Row:
+    return key, table.ticks(entry.fresh_until), table.ticks(entry.expires_at), data
 
 
 def _put(row: table.Row, connection: Connection) -> None:
@@ -357,17 +350,6 @@ def after(prefix: str) -> str | bytes:
         if code < 0x10FFFF:
             return prefix[:place] + chr(0xE000 if code == 0xD7FF else code + 1)
     return b""
-
-
-def _weight(value: Any, depth: int = 4) -> float:
-    """About how many bytes a value has for a serializer: guessed from a few of its parts."""
-    kind = type(value)
-    if kind is str or kind is bytes:
-        return len(value)
-    if depth == 0 or not value or not (kind is list or kind is dict or kind is tuple or kind is set):
-        return 8
-    sample = [_weight(part, depth - 1) for part in islice(value.values() if kind is dict else value, 3)]
-    return len(value) * (8 + sum(sample) / len(sample))
 
 
 def _ask_for_checkpoint(crew: Crew) -> None:
