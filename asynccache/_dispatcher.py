@@ -17,10 +17,11 @@ from asynccache._failures import Failures, OnError
 from asynccache._glob import compile_glob
 from asynccache._keeping import as_entry, life_of
 from asynccache._life import Life
+from asynccache._listing import cleared, keys_of
 from asynccache._loading import Loader
 from asynccache._locks import Locks
 from asynccache._seats import Found, Seats
-from asynccache.backend import Backend, OnlyIf
+from asynccache.backend import Backend, Health, OnlyIf
 from asynccache.backends.memory import MemoryBackend
 from asynccache.clock import Clock
 from asynccache.entry import MISSING, Entry
@@ -226,7 +227,7 @@ class Dispatcher:
         """The keys under the prefix that match, without it."""
         matches = compile_glob(pattern)
         with self.tracing.call("cache.keys"):
-            keys = [] if self.disabled else await self.seats.keys(prefix)
+            keys = [] if self.disabled else await keys_of(self.seats, prefix)
         for key in keys:
             own = key[len(prefix) :]
             if "\0" not in own and matches(own):
@@ -328,7 +329,7 @@ class Dispatcher:
             if self.disabled:
                 return 0
             self.loader.flights.supersede_where(lambda key: key.startswith(prefix) and matches(key))
-            count = await self.seats.clear(matches, prefix)
+            count = await cleared(self.seats, matches, prefix)
             if self.remote is not None:
                 self.loader.flights.supersede_where(lambda key: key.startswith(prefix) and matches(key))
             return count
@@ -398,6 +399,11 @@ class Dispatcher:
     def loading(self) -> int:
         """How many factories run now."""
         return self.counters.loading
+
+    @property
+    def health(self) -> Health | None:
+        """How it stands with the server of the remote store, if there is one."""
+        return None if self.remote is None else self.remote.health
 
     def stats(self) -> Stats:
         """What was counted so far."""

@@ -61,7 +61,7 @@ class Keeper:
         if seats.local is not None:
             with seats.local.guard():
                 if not flight.void:
-                    seats.local.put(flight.key, value, now, ttl, life)
+                    seats.copies.written(flight.key, value, now, ttl, life)
 
     async def _send(self, flight: Flight, value: Any, life: Life, terms: Terms, lease: Lease | None) -> bool:
         seats = self._seats

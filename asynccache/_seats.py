@@ -7,14 +7,14 @@ Every change is made in the order: decide (void what is under way), local, remot
 have put the old value back meanwhile.
 """
 
-import asyncio
 import math
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from typing import Any, Final, TypeAlias, final
+from typing import Any, TypeAlias, final
 
+from asynccache._copies import Copies
 from asynccache._failures import Failures
 from asynccache._life import Life
-from asynccache._tags import LocalTags, RemoteTags
+from asynccache._tags import LocalTags, RemoteTags, record_key
 from asynccache.backend import Backend, OnlyIf
 from asynccache.backends.memory import MemoryBackend
 from asynccache.clock import Clock
@@ -26,8 +26,6 @@ __all__ = ["Found", "Seats"]
 
 Found: TypeAlias = tuple[Any, Life]
 """A value with its times and tags."""
-
-_INCOHERENT_SECONDS: Final = 1.0  # how long a local copy is believed when nobody tells of other processes' writes
 
 
 @final
@@ -53,9 +51,7 @@ class Seats:
         self.attempt = failures.attempt
         self.tags = LocalTags()
         self.remote_tags = None if remote is None else RemoteTags(remote)
-        self._fetching: dict[str, object] = {}
-        if local is not None and remote is not None and local.max_ttl is None:
-            local.max_ttl = _INCOHERENT_SECONDS
+        self.copies = Copies(local, remote)
         if remote is not None and remote.reports is not None:
             remote.reports.add(failures.told)
 
@@ -66,7 +62,7 @@ class Seats:
         if self.local is None:
             return None
         found = self.local.look(key, now)
-        if found is not None and not self.tags.allows(found[1]):
+        if found is not None and not (self.tags.allows(found[1]) and self.copies.believes(found[1])):
             self.local.remove(key)
             return None
         return found
@@ -84,17 +80,23 @@ class Seats:
         """
         if self.remote is None:
             return None
-        stamp, token = self.tags.latest, object()
-        self._fetching[key] = token
+        if self.local is None:
+            entry = await self._read(self.remote, key)
+            return None if entry is None else self._adopt(key, entry, self.tags.latest, shape, refresh_ahead, False)
+        stamp, token = self.tags.latest, self.copies.reading((key,))
         try:
-            entry = await self.attempt("get", self.remote.get(key), None)
-            if entry is None or (entry.tags and not _valid(entry, await self._versions(entry.tags))):
+            entry = await self._read(self.remote, key)
+            if entry is None:
                 return None
-            undisturbed = copied and self._fetching.get(key) is token
+            undisturbed = copied and self.copies.undisturbed(key, token)
             return self._adopt(key, entry, stamp, shape, refresh_ahead, undisturbed)
         finally:
-            if self._fetching.get(key) is token:
-                del self._fetching[key]
+            self.copies.read((key,), token)
+
+    async def _read(self, remote: Backend, key: str) -> Entry | None:
+        """The valid entry, fresh or stale; no copy of it is kept."""
+        entry = await self.attempt("get", remote.get(key), None)
+        return None if entry is None or (entry.tags and not _valid(entry, await self._versions(entry.tags))) else entry
 
     async def fetch_many(
         self, keys: Sequence[str], shape: Shape | None, refresh_ahead: float | None = None
@@ -102,21 +104,18 @@ class Seats:
         """What the remote seat has of these, in one round trip (one more where entries have tags)."""
         if self.remote is None or not keys:
             return {}
-        stamp, token = self.tags.latest, object()
-        self._fetching.update(dict.fromkeys(keys, token))
+        stamp, token = self.tags.latest, self.copies.reading(keys)
         try:
-            entries = await self._read_many(self.remote, keys)
+            entries = await self.read_many(self.remote, keys)
             adopted = {
-                key: self._adopt(key, entry, stamp, shape, refresh_ahead, self._fetching.get(key) is token)
+                key: self._adopt(key, entry, stamp, shape, refresh_ahead, self.copies.undisturbed(key, token))
                 for key, entry in entries.items()
             }
             return {key: found for key, found in adopted.items() if found is not None}
         finally:
-            for key in keys:
-                if self._fetching.get(key) is token:
-                    del self._fetching[key]
+            self.copies.read(keys, token)
 
-    async def _read_many(self, remote: Backend, keys: Sequence[str]) -> dict[str, Entry]:
+    async def read_many(self, remote: Backend, keys: Sequence[str]) -> dict[str, Entry]:
         """The valid entries, fresh or stale; no copy of them is kept."""
         entries: Mapping[str, Entry] = await self.attempt("get_many", remote.get_many(keys), {})
         versions = await self._versions({tag for entry in entries.values() for tag in entry.tags})
@@ -126,7 +125,12 @@ class Seats:
         """The versions that the tags have now; none when the store fails: then no entry that has one is believed."""
         if not tags or self.remote_tags is None:
             return {}
-        return await self.attempt("get_many", self.remote_tags.current(tags), {})
+        keys = [record_key(tag) for tag in tags]
+        token = self.copies.reading(keys)
+        versions: Mapping[str, str] = await self.attempt("get_many", self.remote_tags.current(tags), {})
+        self.copies.read_versions(versions, token)
+        self.copies.read(keys, token)
+        return versions
 
     def _adopt(
         self,
@@ -160,9 +164,8 @@ class Seats:
             stamp=stamp,
             versions=entry.tags,
         )
-        now = self.clock.monotonic()
-        if self.local is not None and undisturbed and now < life.fresh_until:
-            self.local.put(key, value, now, None, life)
+        if undisturbed:
+            self.copies.keep(key, value, self.clock.monotonic(), life)
         return value, life
 
     def used(self, key: str, life: Life, now: float) -> None:
@@ -200,7 +203,7 @@ class Seats:
                 if (found is not None and now < found[1].fresh_until) != (only_if == "present"):
                     return False
                 return local.put(key, value, now, ttl, life)
-        self._fetching.pop(key, None)
+        self.copies.disturb(key)
         if life is None:
             life = Life(now) if ttl is None else Life(now, now + ttl, now + ttl)
         entry = await self.entry(value, life, shape)
@@ -208,12 +211,13 @@ class Seats:
             stored = None
         else:
             stored = await self._put_remote(self.remote, key, entry, only_if)
-        self._fetching.pop(key, None)
-        if local is not None:
-            if stored or (stored is None and only_if is None):
-                local.put(key, value, now, ttl, life)
-            elif stored is None:
-                local.remove(key)
+        self.copies.disturb(key)
+        if stored:
+            self.copies.written(key, value, now, ttl, life)
+        elif stored is None and only_if is None:
+            self.copies.unsent(key, value, now, ttl, life)
+        elif stored is None and local is not None:
+            local.remove(key)
         return bool(stored)
 
     async def _put_remote(self, remote: Backend, key: str, entry: Entry, only_if: OnlyIf) -> bool | None:
@@ -265,36 +269,43 @@ class Seats:
         overtaken: Callable[[str], bool] = lambda _: False,
     ) -> bool:
         """Store all in both seats, in one round trip, but for those that a write has overtaken meanwhile."""
-        taken = True
+        taken = sent = True
         if self.remote is not None:
             entries = {}
             for key, value in values.items():
-                self._fetching.pop(key, None)
+                self.copies.disturb(key)
                 entry = await self.entry(value, lives[key], shape)
                 if entry is not None:
                     entries[key] = entry
             taken = len(entries) == len(values)
             entries = {key: entry for key, entry in entries.items() if not overtaken(key)}
-            taken = await self.attempt("set_many", _done(self.remote.set_many(entries)), False) and taken
+            sent = await self.attempt("set_many", _done(self.remote.set_many(entries)), False)
+            taken = taken and sent
         if self.local is not None:
             for key, value in values.items():
-                self._fetching.pop(key, None)
+                self.copies.disturb(key)
                 with self.local.guard():
-                    taken = (not overtaken(key) and self.local.put(key, value, now, None, lives[key])) and taken
+                    if overtaken(key):
+                        taken = False
+                    elif sent:
+                        taken = self.copies.written(key, value, now, None, lives[key]) and taken
+                    else:
+                        self.copies.unsent(key, value, now, None, lives[key])
         return taken
 
     async def drop(self, keys: Sequence[str]) -> int:
         """Remove the keys from both seats; how many were there, fresh."""
         now = self.clock.monotonic()
-        count = sum([self._drop_local(key, now) for key in keys])
+        count = sum([self.drop_local(key, now) for key in keys])
         if self.remote is not None:
             count = await self.attempt("delete", self.remote.delete(keys), 0)
             for key in keys:
-                self._drop_local(key, now)
+                self.drop_local(key, now)
         return count
 
-    def _drop_local(self, key: str, now: float) -> bool:
-        self._fetching.pop(key, None)
+    def drop_local(self, key: str, now: float) -> bool:
+        """Remove the key from the local seat; whether it was there, fresh."""
+        self.copies.disturb(key)
         if self.local is None:
             return False
         found = self.look(key, now)
@@ -312,7 +323,7 @@ class Seats:
             touched = await self.attempt(
                 "touch", self.remote.touch(key, fresh_until=fresh_until + epoch, expires_at=expires_at + epoch), False
             )
-            self._fetching.pop(key, None)
+            self.copies.disturb(key)
             if self.local is not None:
                 self.local.remove(key)
             return touched
@@ -337,11 +348,11 @@ class Seats:
             TypeError: The key holds something else.
         """
         if self.remote is not None:
-            self._fetching.pop(key, None)
+            self.copies.disturb(key)
             if self.local is not None:
                 self.local.remove(key)
             total = await self.attempt("incr", self.remote.incr(key, delta, ttl=ttl), 0)
-            self._fetching.pop(key, None)
+            self.copies.disturb(key)
             if self.local is not None:
                 self.local.remove(key)
             return total
@@ -362,74 +373,19 @@ class Seats:
     async def invalidate(self, tags: Sequence[str]) -> bool:
         """Hide every entry with one of the tags whose making began before now."""
         self.tags.invalidate(tags)
-        self._fetching.clear()
+        self.copies.disturb_all()
         if self.remote_tags is None:
             return True
         now = self.clock.monotonic() + self.clock.epoch
         stored = await self.attempt("set_many", _done(self.remote_tags.invalidate(tags, now)), False)
-        self._fetching.clear()
+        self.copies.disturb_all()
         if self.local is not None:
             self.tags.invalidate(tags)  # a read that began meanwhile may have kept what it found
         return stored
 
-    async def keys(self, prefix: str) -> list[str]:
-        """The keys of fresh entries that start with the prefix, without those that the package keeps for itself."""
-        keys: list[str] = []
-        if self.remote is not None:
-            # A store names what is stale too, or it could not be cleared. Deeper namespaces are not asked for.
-            stored: list[str] = await self.attempt("keys", _collect(self.remote, prefix), [])
-            own = [key for key in stored if "\0" not in key[len(prefix) :]]
-            for start in range(0, len(own), _CLEAR_SLICE):
-                entries = await self._read_many(self.remote, own[start : start + _CLEAR_SLICE])
-                now = self.clock.monotonic() + self.clock.epoch
-                keys += [key for key, entry in entries.items() if now < entry.fresh_until]
-            return keys
-        if self.local is None:
-            return []
-        now = self.clock.monotonic()
-        for count, key in enumerate(self.local.keys(), 1):
-            if key.startswith(prefix):
-                found = self.look(key, now)
-                if found is not None and now < found[1].fresh_until:
-                    keys.append(key)
-            if count % _KEYS_SLICE == 0:
-                await asyncio.sleep(0)
-        return keys
-
-    async def clear(self, matches: Callable[[str], bool], prefix: str) -> int:
-        """Remove every key that starts with the prefix and matches; how many were there."""
-        self._fetching.clear()
-        count = await self._clear_local(matches, prefix)
-        if self.remote is not None:
-            keys: list[str] = await self.attempt("keys", _collect(self.remote, prefix), [])
-            matching = [key for key in keys if matches(key)]
-            count = 0
-            for start in range(0, len(matching), _CLEAR_SLICE):
-                batch = matching[start : start + _CLEAR_SLICE]
-                count += await self.attempt("delete", self.remote.delete(batch), 0)
-            self._fetching.clear()
-            await self._clear_local(matches, prefix)
-        return count
-
-    async def _clear_local(self, matches: Callable[[str], bool], prefix: str) -> int:
-        if self.local is None:
-            return 0
-        now = self.clock.monotonic()
-        count = 0
-        for position, key in enumerate(self.local.keys(), 1):
-            if key.startswith(prefix) and matches(key):
-                count += self._drop_local(key, now)
-            if position % _KEYS_SLICE == 0:
-                await asyncio.sleep(0)
-        return count
-
     async def ping(self) -> bool:
         """Whether the remote store answers, if there is one."""
         return self.remote is None or await self.attempt("ping", _done(self.remote.ping()), False)
-
-
-_KEYS_SLICE: Final = 2_000
-_CLEAR_SLICE: Final = 500
 
 
 def _valid(entry: Entry, versions: Mapping[str, str]) -> bool:
@@ -443,7 +399,3 @@ def _grace_of(life: Life) -> float:
 async def _done(work: Awaitable[None]) -> bool:
     await work
     return True
-
-
-async def _collect(remote: Backend, prefix: str) -> list[str]:
-    return [key async for key in remote.keys(prefix) if "\0\0" not in key]

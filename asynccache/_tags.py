@@ -21,7 +21,7 @@ from asynccache._life import Life
 from asynccache.backend import Backend
 from asynccache.entry import Entry
 
-__all__ = ["LocalTags", "RemoteTags"]
+__all__ = ["LocalTags", "RemoteTags", "record_key", "tag_of"]
 
 _MOST_RECORDS: Final = 100_000
 
@@ -77,7 +77,7 @@ class RemoteTags:
             tags: Whole tag names.
             now: Seconds since 1970 on the cache's clock.
         """
-        records = {_record_key(tag): tag for tag in tags}
+        records = {record_key(tag): tag for tag in tags}
         found = await self._backend.get_many(list(records))
         versions = {tag: str(found[key].value) for key, tag in records.items() if key in found}
         for key, tag in records.items():
@@ -93,19 +93,27 @@ class RemoteTags:
 
     async def current(self, tags: Iterable[str]) -> dict[str, str]:
         """The versions that the tags have now, without those that have none: one round trip."""
-        records = {_record_key(tag): tag for tag in tags}
+        records = {record_key(tag): tag for tag in tags}
         found = await self._backend.get_many(list(records))
         return {records[key]: str(record.value) for key, record in found.items()}
 
     async def invalidate(self, tags: Iterable[str], now: float) -> None:
         """Give each tag a version that no entry has: one round trip."""
-        await self._backend.set_many({_record_key(tag): Entry(value=_version(), created_at=now) for tag in tags})
+        await self._backend.set_many({record_key(tag): Entry(value=_version(), created_at=now) for tag in tags})
 
 
 def _version() -> str:
     return uuid.uuid4().hex
 
 
-def _record_key(tag: str) -> str:
-    # Neither a key nor the name of a view has two NULs in a row: a record is nobody's key.
-    return f"{tag}\0\0tag"
+def tag_of(key: str) -> str | None:
+    """The tag whose record the key is, if it is one."""
+    return key.removesuffix(_RECORD) if key.endswith(_RECORD) else None
+
+
+_RECORD: Final = "\0\0tag"  # neither a key nor the name of a view has two NULs in a row: a record is nobody's key
+
+
+def record_key(tag: str) -> str:
+    """The key of a tag's record on a remote store."""
+    return tag + _RECORD

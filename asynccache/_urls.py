@@ -17,6 +17,15 @@ _GROUP: Final = "asynccache.backends"
 _BUILT_IN: Final = {
     "memory": "asynccache.backends.memory:open_memory",
     "file": "asynccache.backends.file:open_file",
+    **dict.fromkeys(
+        (
+            f"{scheme}{kind}"
+            for scheme in ("redis", "rediss", "valkey", "valkeys")
+            for kind in ("", "+sentinel", "+cluster")
+        ),
+        "asynccache.backends.redis:open_redis",
+    ),
+    "unix": "asynccache.backends.redis:open_redis",
 }
 
 

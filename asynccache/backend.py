@@ -9,7 +9,7 @@ from urllib.parse import SplitResult
 from asynccache.clock import Clock
 from asynccache.entry import Entry
 
-__all__ = ["Backend", "Lease", "Leases", "OnlyIf", "Reports", "StoreOptions"]
+__all__ = ["Backend", "Coherence", "Health", "Lease", "Leases", "OnlyIf", "Reports", "StoreOptions"]
 
 OnlyIf: TypeAlias = Literal["absent", "present"] | None
 """The condition of a write: the key must be absent, must be present, or may be either."""
@@ -55,6 +55,16 @@ class Backend(Protocol):
     @property
     def leases(self) -> "Leases | None":
         """The right to load, shared between processes; ``None`` when the store cannot grant it."""
+        ...
+
+    @property
+    def coherence(self) -> "Coherence | None":
+        """Where it tells of changes by anybody; ``None`` when it cannot."""
+        ...
+
+    @property
+    def health(self) -> "Health | None":
+        """How it stands with its server; ``None`` when it has none."""
         ...
 
     async def get(self, key: str) -> Entry | None:
@@ -125,6 +135,38 @@ class Reports:
             listener = each()
             if listener is not None:
                 listener(what, error)
+
+
+class Health(Protocol):
+    """How it stands with the server of a store, for metrics."""
+
+    @property
+    def breaker(self) -> Literal["closed", "half_open", "open"]:
+        """Whether calls reach the server: ``open`` while they are refused without asking it."""
+        ...
+
+    @property
+    def owed(self) -> int:
+        """How many keys wait to be deleted when the server is back."""
+        ...
+
+
+class Coherence(Protocol):
+    """Messages of a store about keys that somebody has changed.
+
+    Of a key that was read it tells at least once when it changes after that: before, or together with, the answer to
+    any later read. It keeps no listener alive.
+    """
+
+    @property
+    def live(self) -> bool:
+        """Whether it will be told of changes to what is read now."""
+        ...
+
+    def watch(self, changed: Callable[[Sequence[str] | None], object]) -> None:
+        """Call a method, as long as its object lives, with keys that have changed, or with ``None`` when any may
+        have."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

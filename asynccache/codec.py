@@ -200,10 +200,16 @@ class Codec:
         if flags & _SEALED != self._sealing:
             raise DecodeError("the entry is not signed or encrypted as it should be")
         tags: Mapping[str, str] | None = None
-        start = _HEADER.size
-        if flags & _TAGS:
-            tags, start = _tags_from(data, start)
-        value = self._value(key, data, start, flags, check)
+        if not flags and len(data) < min(_LARGE, self.max_bytes):  # what most entries are, without a call more than it takes
+            whole, body = _utf8(key), data[_HEADER.size :]
+            if zlib.crc32(body, zlib.crc32(b"".join((data[:4], len(whole).to_bytes(4, "big"), whole)))) != check:
+                raise DecodeError("the bytes of an entry are damaged, or another key's")
+            value = self._loads(body)
+        else:
+            start = _HEADER.size
+            if flags & _TAGS:
+                tags, start = _tags_from(data, start)
+            value = self._value(key, data, start, flags, check)
         made = (m1 << 32) | m0
         fresh, grace = (f1 << 32) | f0, (g1 << 32) | g0
         created_at = made / _TICKS - shift
@@ -214,14 +220,8 @@ class Codec:
             return Entry(
                 value=value, created_at=created_at, fresh_until=fresh_until, expires_at=expires_at, typed=typed
             )
-        return Entry(
-            value=value,
-            created_at=created_at,
-            fresh_until=fresh_until,
-            expires_at=expires_at,
-            tags=tags,
-            typed=typed,
-        )
+        times = {"created_at": created_at, "fresh_until": fresh_until, "expires_at": expires_at}
+        return Entry(value=value, **times, tags=tags, typed=typed)
 
     def size(self, data: bytes) -> int:
         """About how many bytes the value has for the serializer: what reading them costs."""
@@ -246,13 +246,12 @@ class Codec:
         times = _TIMES.pack(fresh >> 32, fresh & 0xFFFFFFFF, grace >> 32, grace & 0xFFFFFFFF)
         return data[:_TIMES_AT] + times + data[_TIMES_AT + _TIMES.size :]
 
-    def countable(self, key: str) -> tuple[int, int] | None:
-        """What a store needs to write a counter's entry by itself: the serializer's number and the CRC-32 of the
-        binding of an entry without flags; ``None`` where it cannot, because whole numbers are not digits or are
-        sealed."""
+    def countable(self, key: str) -> int | None:
+        """What a store needs to write a counter's entry by itself: the CRC-32 of the binding of an entry without
+        flags; ``None`` where it cannot, because whole numbers are not digits or are sealed."""
         if self._sealing or self.plain or not self._digits:
             return None
-        return self._number, zlib.crc32(_binding(bytes((_MAGIC, _VERSION, self._number, 0)), b"", key))
+        return zlib.crc32(_binding(bytes((_MAGIC, _VERSION, self._number, 0)), b"", key))
 
     def __repr__(self) -> str:
         sealed = {_SIGNED: ", signed", _ENCRYPTED: ", encrypted"}.get(self._sealing, "")

@@ -15,6 +15,7 @@ import opentelemetry.metrics as api
 import opentelemetry.metrics._internal as provider_module
 from opentelemetry.metrics import CallbackOptions, Histogram, Meter, MeterProvider, Observation
 
+from asynccache.backend import Health
 from asynccache.stats import Stats
 
 __all__ = ["LoadTimer", "Meters", "Source", "meters_of"]
@@ -36,6 +37,11 @@ class Source(Protocol):
     @property
     def loading(self) -> int:
         """How many of its factories run."""
+        ...
+
+    @property
+    def health(self) -> Health | None:
+        """How it stands with its server, if it has one."""
         ...
 
     def stats(self) -> Stats:
@@ -65,6 +71,8 @@ class Meters:
         gauge("cache.load.inflight", [self._told_by(_inflight)], "{load}", "Factories that run now.")
         gauge("cache.entries", [self._told_by(_entries)], "{entry}", "Entries in the local store.")
         gauge("cache.size", [self._told_by(_size)], "By", "What the local store's entries weigh, where it weighs them.")
+        gauge("cache.breaker.state", [self._told_by(_breaker)], "{state}", "1 for the state that the breaker is in.")
+        gauge("cache.replay.queue", [self._told_by(_owed)], "{key}", "Keys to be deleted when the server is back.")
         self.load_duration: Histogram = meter.create_histogram(
             "cache.load.duration", "s", "How long factories ran.", explicit_bucket_boundaries_advisory=_SECONDS
         )
@@ -155,6 +163,18 @@ def _entries(source: Source, stats: Stats) -> _Series:
 
 def _size(source: Source, stats: Stats) -> _Series:
     yield {}, stats.bytes
+
+
+def _breaker(source: Source, stats: Stats) -> _Series:
+    if source.health is not None:
+        now = source.health.breaker
+        for state in ("closed", "half_open", "open"):
+            yield {"cache.breaker.state": state}, int(now == state)
+
+
+def _owed(source: Source, stats: Stats) -> _Series:
+    if source.health is not None:
+        yield {}, source.health.owed
 
 
 _lock: Final = threading.Lock()

@@ -24,6 +24,7 @@ from opentelemetry.trace import (
     Link,
     Span,
     SpanContext,
+    SpanKind,
     Status,
     StatusCode,
     TraceFlags,
@@ -35,7 +36,7 @@ from opentelemetry.trace import (
 
 from asynccache.errors import ConfigError
 
-__all__ = ["NO_SPAN", "CallSpan", "Telemetry", "Tracing", "provider_module"]
+__all__ = ["NO_SPAN", "CallSpan", "RoundTrip", "Telemetry", "Tracing", "provider_module", "recording", "round_trip"]
 
 KeyDetail: TypeAlias = Literal["off", "raw", "template", "hash"]
 
@@ -134,13 +135,14 @@ _current: ContextVar["_Recorded | None"] = ContextVar("asynccache_span", default
 class _Recorded:
     """A span that is current while it is entered."""
 
-    __slots__ = ("_mark", "_span", "_token")
+    __slots__ = ("_mark", "_span", "_token", "tracer")
 
     _token: Token[Context]
     _mark: Token["_Recorded | None"]
 
-    def __init__(self, span: Span) -> None:
+    def __init__(self, span: Span, tracer: Tracer) -> None:
         self._span = span
+        self.tracer = tracer
 
     @property
     def context(self) -> SpanContext:
@@ -177,6 +179,52 @@ class _Recorded:
             _current.reset(self._mark)
             detach(self._token)
         self._span.end()
+
+
+@final
+class RoundTrip:
+    """The span of one question to a server; it ends with the answer."""
+
+    __slots__ = ("_span",)
+
+    def __init__(self, span: Span) -> None:
+        self._span = span
+
+    def end(self, error: BaseException | None, code: str | None = None) -> None:
+        """End it.
+
+        Args:
+            error: What came instead of an answer.
+            code: What the server calls that.
+        """
+        if error is not None:
+            if code is not None:
+                self._span.set_attribute("db.response.status_code", code)
+            self._span.set_attribute("error.type", code or _error_type(error))
+            self._span.set_status(Status(StatusCode.ERROR, code or type(error).__name__))
+        self._span.end()
+
+
+def recording() -> bool:
+    """Whether a call of a cache is being recorded here."""
+    return _current.get() is not None
+
+
+def round_trip(command: str, where: Mapping[str, str | int], size: int | None = None) -> RoundTrip | None:
+    """The span of a question to a server, by the conventions for databases; ``None`` where nobody records.
+
+    Args:
+        command: What the server calls it.
+        where: The attributes that say which server.
+        size: How many commands, where several make one.
+    """
+    call = _current.get()
+    if call is None or not call.open:
+        return None
+    attributes: dict[str, str | int] = {**where, "db.operation.name": command}
+    if size is not None:
+        attributes["db.operation.batch.size"] = size
+    return RoundTrip(call.tracer.start_span(command, kind=SpanKind.CLIENT, attributes=attributes))
 
 
 @final
@@ -263,7 +311,8 @@ class Tracing:
             attributes["cache.batch.size"] = size
         if key is not None and self._keys != "off":
             self._show(attributes, key, template)
-        return _Recorded(self._get_tracer().start_span(name, attributes=attributes))
+        tracer = self._get_tracer()
+        return _Recorded(tracer.start_span(name, attributes=attributes), tracer)
 
     def load(
         self, reason: str, key: str, template: str | None = None, size: int | None = None
@@ -291,7 +340,8 @@ class Tracing:
             trigger = get_current_span().get_span_context()
             links = (Link(trigger),) if trigger.is_valid else ()
             context = Context()
-        return _Recorded(self._get_tracer().start_span(name, context=context, attributes=attributes, links=links))
+        tracer = self._get_tracer()
+        return _Recorded(tracer.start_span(name, context=context, attributes=attributes, links=links), tracer)
 
     def hidden(self, error: BaseException) -> None:
         """Mark the span that is open here as failed, because of a failure that its caller does not see."""

@@ -65,6 +65,8 @@ class ToyBackend:
 
     name = "toy"
     reports = None  # nothing fails here that no call raises
+    coherence = None  # it tells nobody of changes
+    health = None  # its server is never away
 
     def __init__(self, server: ToyServer | None = None, *, clock: Clock | None = None) -> None:
         self.server = server or ToyServer()

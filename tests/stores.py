@@ -1,17 +1,54 @@
 """The stores that a cache can sit on, each as a function that opens one on a clock."""
 
+import atexit
+import functools
+import itertools
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import parse_qsl, urlsplit
+
+from servers import Server, flavours
 
 from asynccache import Backend, Cache, MemoryBackend
+from asynccache.backend import StoreOptions
 from asynccache.backends.file import FileBackend
-from asynccache.clock import Clock
+from asynccache.backends.redis import RedisBackend, open_redis
+from asynccache.clock import Clock, SystemClock
 from examples.custom_backend import ToyBackend, ToyServer
 
-__all__ = ["STORES", "opened"]
+__all__ = ["FLAVOURS", "STORES", "emptied", "on_redis", "opened", "server_of"]
+
+FLAVOURS = flavours()
+"""The kinds of Redis servers that there are here: at least one, or the suite cannot run."""
 
 Store = Backend | MemoryBackend
+
+_DATABASES = itertools.cycle(range(16))
+
+
+@functools.cache
+def server_of(flavour: str) -> Server:
+    """The server of that kind which this process of the suite uses."""
+    server = Server(flavour)
+    server.start()
+    atexit.register(server.close)
+    return server
+
+
+def emptied(flavour: str = FLAVOURS[0]) -> str:
+    """The URL of an empty database, other than the last few."""
+    server, number = server_of(flavour), next(_DATABASES)
+    server.command("EVAL", "redis.call('SELECT', ARGV[1]) return redis.call('FLUSHDB')", 0, number)
+    return f"{server.url}/{number}"
+
+
+def on_redis(url: str, clock: Clock | None = None, **more: object) -> RedisBackend:
+    """A store on the server of a URL."""
+    split = urlsplit(url)
+    query = dict(parse_qsl(split.query))
+    return open_redis(StoreOptions(url=split, query=query, clock=clock or SystemClock(), **more))  # type: ignore[arg-type]
+
 
 STORES: dict[str, Callable[[Clock, Path], tuple[Store, MemoryBackend | None]]] = {
     "lru": lambda clock, _: (MemoryBackend(clock=clock), None),
@@ -25,6 +62,8 @@ STORES: dict[str, Callable[[Clock, Path], tuple[Store, MemoryBackend | None]]] =
         FileBackend(folder / uuid.uuid4().hex, clock=clock),
         MemoryBackend(clock=clock),
     ),
+    "redis": lambda clock, _: (on_redis(emptied(), clock), None),
+    "redis, two tiers": lambda clock, _: (on_redis(emptied(), clock), MemoryBackend(clock=clock)),
 }
 """A store, and a local one in front of it, by name."""
 

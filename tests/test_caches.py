@@ -315,6 +315,8 @@ class Sticky:
     name = "sticky"
     leases = None
     reports = None
+    coherence = None
+    health = None
 
     async def aclose(self) -> None:
         raise OSError("stuck")

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from stores import FLAVOURS, emptied, on_redis
 
 from asynccache import Backend, Clock
 from asynccache.backends.file import FileBackend
@@ -44,6 +45,47 @@ class TestToyBackendInRealTime(BackendConformance):
 
     async def open(self) -> Backend:
         return ToyBackend()
+
+
+class OnRedis(TravellingConformance):
+    """A Redis store; another process has connections of its own."""
+
+    flavour = FLAVOURS[0]
+    options = ""
+
+    async def open(self) -> Backend:
+        self.url = emptied(self.flavour) + self.options
+        return on_redis(self.url, self.clock)
+
+    async def open_another(self, backend: Backend) -> Backend:
+        return on_redis(self.url, self.clock)
+
+
+class TestRedisBackend(OnRedis):
+    """On the first kind of server that is here."""
+
+
+class TestRedisBackendOfOldProtocol(OnRedis):
+    """By RESP2, where the server tells of nothing by itself."""
+
+    options = "?protocol=2"
+
+
+class TestRedisBackendOnAnotherServer(OnRedis):
+    """On the other kind, where there are two."""
+
+    flavour = FLAVOURS[-1]
+
+
+class TestRedisBackendInRealTime(BackendConformance):
+    """By the machine's clock, which is the server's too."""
+
+    async def open(self) -> Backend:
+        self.url = emptied()
+        return on_redis(self.url)
+
+    async def open_another(self, backend: Backend) -> Backend:
+        return on_redis(self.url)
 
 
 class TestFileBackend(TravellingConformance):

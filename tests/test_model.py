@@ -12,8 +12,9 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
+from stores import FLAVOURS, emptied, on_redis
 
-from asynccache import Cache, MemoryBackend
+from asynccache import Backend, Cache, MemoryBackend
 from asynccache.backends.file import FileBackend
 from asynccache.testing import TravellingClock
 
@@ -32,6 +33,10 @@ TTLS = st.one_of(st.none(), st.sampled_from([1, 10, 60]))
 class Comparison(RuleBasedStateMachine):
     """Two caches, one on the memory store and one on another, that must answer alike."""
 
+    def opened(self) -> Backend:
+        """The other store, empty."""
+        raise NotImplementedError
+
     def __init__(self) -> None:
         super().__init__()
         self.runner = asyncio.Runner()
@@ -40,7 +45,7 @@ class Comparison(RuleBasedStateMachine):
         self.folder = Path(tempfile.mkdtemp())
         # Both on stores that were given, so that both have the namespace in their keys.
         self.model = Cache(MemoryBackend(clock=self.clock), namespace="n", clock=self.clock)
-        self.store = FileBackend(self.folder / "store", clock=self.clock)
+        self.store = self.opened()
         self.other = Cache(self.store, namespace="n", clock=self.clock, on_error="raise")
 
     def teardown(self) -> None:
@@ -147,13 +152,35 @@ class Comparison(RuleBasedStateMachine):
         self.clock.travel(seconds)
 
 
+class WithFile(Comparison):
+    """The file store."""
+
+    def opened(self) -> Backend:
+        return FileBackend(self.folder / "store", clock=self.clock)
+
+
+class WithRedis(Comparison):
+    """Redis."""
+
+    def opened(self) -> Backend:
+        return on_redis(emptied(), self.clock)
+
+
+class WithOtherRedis(Comparison):
+    """The other kind of Redis server, where there are two."""
+
+    def opened(self) -> Backend:
+        return on_redis(emptied(FLAVOURS[-1]), self.clock)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(120)
-def test_the_file_store_is_as_the_memory_store() -> None:
-    """Whatever is asked, in whatever order, file and memory answer alike."""
+@pytest.mark.parametrize(("other", "examples"), [(WithFile, 150), (WithRedis, 100), (WithOtherRedis, 50)])
+def test_other_stores_are_as_the_memory_store(other: type[Comparison], examples: int) -> None:
+    """Whatever is asked, in whatever order, another store answers like memory."""
     run_state_machine_as_test(
-        Comparison,
+        other,
         settings=settings(
-            max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+            max_examples=examples, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
         ),
     )

@@ -305,6 +305,8 @@ async def test_a_hidden_failure_marks_the_call(spans):
         name = "broken"
         leases = None
         reports = None
+        coherence = None
+        health = None
 
         async def get(self, key):
             raise OSError(SECRET_VALUE)

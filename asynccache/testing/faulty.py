@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequenc
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar, final
 
-from asynccache.backend import Backend, Lease, Leases, OnlyIf, Reports
+from asynccache.backend import Backend, Coherence, Health, Lease, Leases, OnlyIf, Reports
 from asynccache.entry import Entry
 from asynccache.errors import BackendUnavailable, ConfigError
 
@@ -132,6 +132,16 @@ class FaultyBackend:
     def name(self) -> str:
         """That of the other."""
         return self._inner.name
+
+    @property
+    def coherence(self) -> Coherence | None:
+        """That of the backend inside."""
+        return self._inner.coherence
+
+    @property
+    def health(self) -> Health | None:
+        """That of the backend inside."""
+        return self._inner.health
 
     @property
     def reports(self) -> Reports | None:

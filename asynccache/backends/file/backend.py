@@ -76,6 +76,8 @@ class FileBackend:
         self.clock = clock or SystemClock()
         self.codec = codec or Codec()
         self.reports = Reports()
+        self.coherence = None
+        self.health = None
         self._max_bytes = max_bytes
         self._max_entries = max_entries
         self._durability = durability

@@ -1,0 +1,62 @@
+"""A circuit breaker: after a failure it says when to try again, so that callers of what is away do not wait for it.
+
+*Closed*, everything passes. *Open*, nothing does, until the pause is over, which doubles with each failure. Then it is
+*half open*: one attempt is made in the background, which closes or opens it. The pattern is Nygard's (Release It!,
+2007).
+"""
+
+import random
+from collections.abc import Callable
+from typing import Final, Literal, TypeAlias, final
+
+__all__ = ["Breaker", "BreakerState"]
+
+BreakerState: TypeAlias = Literal["closed", "open", "half_open"]
+
+_FIRST_PAUSE: Final = 0.06
+_LONGEST_PAUSE: Final = 0.4
+_FORGOTTEN_SECONDS: Final = 5.0  # a caller who comes this long after the last failure is worth a wait
+
+
+@final
+class Breaker:
+    """Remembers failures of one server.
+
+    Args:
+        now: Seconds that never go back.
+    """
+
+    __slots__ = ("_failed_at", "_failures", "_now", "_retry_at")
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
+        self._failures = 0
+        self._failed_at = 0.0
+        self._retry_at = 0.0
+
+    @property
+    def state(self) -> BreakerState:
+        """What it lets through now."""
+        if not self.tripped:
+            return "closed"
+        return "half_open" if self._now() >= self._retry_at else "open"
+
+    @property
+    def tripped(self) -> bool:
+        """Whether a caller is to be refused rather than kept waiting."""
+        return self._failures > 0 and self._now() - self._failed_at < _FORGOTTEN_SECONDS
+
+    def allows(self) -> bool:
+        """Whether an attempt may be made now."""
+        return self._failures == 0 or self._now() >= self._retry_at
+
+    def failed(self) -> None:
+        """Note a failure: nobody tries for a while."""
+        self._failures += 1
+        self._failed_at = self._now()
+        pause = min(_FIRST_PAUSE * 2.0 ** min(self._failures - 1, 10), _LONGEST_PAUSE)
+        self._retry_at = self._failed_at + pause * random.uniform(0.9, 1.1)  # so that processes spread
+
+    def succeeded(self) -> None:
+        """Forget all failures."""
+        self._failures = 0

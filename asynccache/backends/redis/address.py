@@ -1,0 +1,171 @@
+"""What a Redis URL says: where the servers are, who we are to them, and how long anything may take."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from ssl import SSLContext
+from typing import Any, Final, Literal, TypeAlias, cast
+from urllib.parse import SplitResult, unquote
+
+from redis.asyncio.connection import RedisSSLContext, parse_url
+
+from asynccache._options import Options
+from asynccache.errors import ConfigError
+
+__all__ = ["Address", "Settings", "Topology", "settings_of"]
+
+Address: TypeAlias = tuple[str, int] | str
+"""A host and a port, or the path of a UNIX socket."""
+
+Topology: TypeAlias = Literal["single", "sentinel", "cluster"]
+
+_DEFAULT_PORTS: Final[Mapping[str, int]] = {"single": 6379, "sentinel": 26379, "cluster": 6379}
+_DEFAULT_TIMEOUT: Final = 0.5
+_DEFAULT_CONNECT_TIMEOUT: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How to reach one server, or a set of servers.
+
+    Attributes:
+        addresses: The server; or sentinels, or some nodes of a cluster, to ask for the others.
+        topology: What the addresses are.
+        service: The name that sentinels know the master by.
+        db: The database's number.
+        username: Of the ACL user; ``None`` for the default one.
+        password: Its password, if any.
+        sentinel_username: The same for the sentinels.
+        sentinel_password: The same for the sentinels.
+        credentials: redis-py's ``CredentialProvider``: asked at each connection, instead of a name and password.
+        context: What TLS checks; ``None`` for no TLS.
+        tls: The same as redis-py's options.
+        timeout: Seconds for an operation, everything included.
+        connect_timeout: Seconds for a connection and its greeting.
+        connections: How many shared connections to each server.
+        client_name: What the server calls us in ``CLIENT LIST``.
+        protocol: The newest version of the protocol to speak.
+    """
+
+    addresses: Sequence[Address]
+    topology: Topology = "single"
+    service: str = ""
+    db: int = 0
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+    sentinel_username: str | None = None
+    sentinel_password: str | None = field(default=None, repr=False)
+    credentials: Any = field(default=None, repr=False)
+    context: SSLContext | None = field(default=None, repr=False)
+    tls: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    timeout: float = _DEFAULT_TIMEOUT
+    connect_timeout: float = _DEFAULT_CONNECT_TIMEOUT
+    connections: int = 1
+    client_name: str | None = None
+    protocol: int = 3
+
+
+def settings_of(url: SplitResult, query: Mapping[str, str]) -> Settings:
+    """What a URL says: its parts by redis-py, its options by us.
+
+    Raises:
+        ConfigError: It is not complete, or an option is unknown or ill-typed.
+    """
+    scheme, _, kind = url.scheme.partition("+")
+    topology: Topology = "single"
+    if kind in ("sentinel", "cluster"):
+        topology = cast(Topology, kind)
+    shown = f"{url.scheme}://"
+    options = Options(shown, query)
+    user, _, netloc = url.netloc.rpartition("@")
+    path = unquote(url.path)
+    service, db = "", _number_of(path, shown)
+    if topology == "sentinel":
+        service, _, number = path.strip("/").partition("/")
+        db = _number_of(number, shown)
+        if not service or not netloc:
+            raise ConfigError(f"{shown} names sentinels and the service, as in {shown}host1,host2,host3/service/0")
+    addresses: list[Address] = []
+    if scheme == "unix":
+        if not path or netloc:
+            raise ConfigError("unix:// has three slashes and a socket, as in unix:///run/redis.sock?db=0")
+        addresses.append(path)
+        db = options.integer("db", minimum=0, default=0) or 0
+    else:
+        db_given = options.integer("db", minimum=0, default=None)
+        db = db if db_given is None else db_given
+        for host in (netloc or "localhost").split(","):
+            parsed = _parsed(f"redis://{host}", shown)
+            addresses.append((parsed.get("host", "localhost"), parsed.get("port", _DEFAULT_PORTS[topology])))
+    if topology == "cluster" and db:
+        raise ConfigError(f"{shown} a cluster has one database only")
+    who = _parsed(f"redis://{user}@host" if user else "redis://host", shown)
+    client_name = options.text("client_name", default=None)
+    if client_name is not None and (not client_name.isprintable() or " " in client_name):
+        raise ConfigError(f"{shown} client_name is a word")
+    tls = _tls(options, shown) if scheme in ("rediss", "valkeys") else {}
+    protocol = int(options.choice("protocol", ("2", "3"), default="3"))
+    sentinel_username = options.text("sentinel_username", default=None)
+    sentinel_password = options.text("sentinel_password", default=None)
+    settings = Settings(
+        addresses=tuple(addresses),
+        topology=topology,
+        service=service,
+        db=db,
+        username=who.get("username"),
+        password=who.get("password"),
+        sentinel_username=sentinel_username,
+        sentinel_password=sentinel_password,
+        context=_context(tls, shown) if tls else None,
+        tls=tls,
+        timeout=options.duration("timeout", default=_DEFAULT_TIMEOUT) or _DEFAULT_TIMEOUT,
+        connect_timeout=options.duration("connect_timeout", default=_DEFAULT_CONNECT_TIMEOUT)
+        or _DEFAULT_CONNECT_TIMEOUT,
+        connections=options.integer("connections", minimum=1, default=1) or 1,
+        client_name=client_name,
+        protocol=protocol,
+    )
+    options.done()
+    return settings
+
+
+def _parsed(url: str, shown: str) -> Mapping[str, Any]:
+    try:
+        return cast(Mapping[str, Any], parse_url(url))
+    except ValueError:
+        wrong = True  # its text may hold a password: it must not even be the next one's context
+    if wrong:
+        raise ConfigError(f"{shown} is followed by user:password@host:port/db, parts of which may be left out")
+    return {}
+
+
+def _number_of(text: str, shown: str) -> int:
+    number = text.strip("/")
+    if number and not (number.isascii() and number.isdigit()):
+        raise ConfigError(f"{shown} the path is the number of a database")
+    return int(number or 0)
+
+
+def _tls(options: Options, shown: str) -> Mapping[str, Any]:
+    """What TLS checks, as redis-py's options: the certificate and the name, unless the URL says ``insecure``."""
+    insecure = options.boolean("insecure", default=False)
+    files = {name: options.text(name, default=None) for name in _FILES}
+    for name in ("ssl_cert_reqs", "ssl_check_hostname"):
+        if options.text(name, default=None) is not None:
+            raise ConfigError(f"{shown} certificates and names are checked; insecure=true switches that off")
+    return {
+        "ssl": True,
+        "ssl_cert_reqs": "none" if insecure else "required",
+        "ssl_check_hostname": not insecure,
+    } | {name: os.path.expanduser(path) for name, path in files.items() if path is not None}
+
+
+_FILES: Final = ("ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile")
+
+
+def _context(tls: Mapping[str, Any], shown: str) -> SSLContext:
+    made = RedisSSLContext(**{name.removeprefix("ssl_"): option for name, option in tls.items() if name != "ssl"})
+    try:
+        return made.get()
+    except OSError as error:
+        raise ConfigError(f"{shown} a file of certificates cannot be read: {type(error).__name__}") from None

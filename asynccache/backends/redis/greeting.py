@@ -1,0 +1,94 @@
+"""The first words on a connection: which protocol, who we are, which database, and what time it is there."""
+
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any, Final
+
+from asynccache.backends.redis.address import Settings
+from asynccache.backends.redis.replies import ErrorReply, code_of, told
+from asynccache.backends.redis.wire import Wire, pack
+from asynccache.clock import Clock
+from asynccache.errors import BackendUnavailable
+
+__all__ = ["Greeting", "greet"]
+
+_HELLO_SECONDS: Final = 0.005  # a clock that differs by less is the same one
+_REFUSED: Final = frozenset(("WRONGPASS", "NOAUTH", "NOPERM"))
+
+
+@dataclass(frozen=True, slots=True)
+class Greeting:
+    """What came of it.
+
+    Attributes:
+        protocol: 2 or 3.
+        tracking: Whether the server tells of keys that change.
+        offset: Seconds by which its clock is ahead of the cache's.
+    """
+
+    protocol: int
+    tracking: bool
+    offset: float
+
+
+async def greet(wire: Wire, settings: Settings, clock: Clock, *, track_all: bool, master: bool) -> Greeting:
+    """Introduce ourselves.
+
+    Args:
+        wire: The connection.
+        settings: Who we are.
+        clock: Ours.
+        track_all: Whether the server is to tell of every key that is read, or only of those read on request.
+        master: Whether it must be a master.
+
+    Raises:
+        BackendUnavailable: The server will not have us, or is not what it must be.
+    """
+    username, password = await _credentials(settings)
+    user = username or "default"
+    protocol = settings.protocol
+    if protocol == 3:
+        hello: list[str] = ["HELLO", "3", *(("AUTH", user, password) if password is not None else ())]
+        reply = await wire.urgent(pack(tuple(hello)))
+        if isinstance(reply, ErrorReply):
+            if code_of(reply) in _REFUSED - {"NOPERM"}:
+                told(reply)
+            protocol = 2  # older than 6, or something between us that speaks RESP2 only
+        elif isinstance(reply, Exception):
+            raise reply
+    if protocol == 2 and password is not None:
+        told(await wire.urgent(pack(("AUTH", password) if username is None else ("AUTH", user, password))))
+    began = clock.monotonic()
+    asked = [
+        wire.urgent(pack(command))
+        for command in (
+            ("CLIENT", "SETNAME", settings.client_name or "asynccache"),
+            ("CLIENT", "SETINFO", "LIB-NAME", "asynccache"),
+            ("CLIENT", "SETINFO", "LIB-VER", version("asynccache")),
+            ("SELECT", str(settings.db)) if settings.db else ("PING",),
+            ("ROLE",) if master else ("PING",),
+            ("PING",) if protocol == 2 else ("CLIENT", "TRACKING", "ON", *(() if track_all else ("OPTIN",))),
+            ("TIME",),
+        )
+    ]
+    # A server that does not want to hear our name does no harm.
+    _, _, _, database, role, tracking, time = [await each for each in asked]
+    told(database)
+    if master and not isinstance(role, ErrorReply) and told(role)[0] != b"master":
+        raise BackendUnavailable("redis: the server is not a master")
+    took = clock.monotonic() - began
+    offset = 0.0
+    if not isinstance(time, ErrorReply):
+        seconds, micros = told(time)
+        offset = int(seconds) + int(micros) / 1e6 - (began + took / 2 + clock.epoch)
+        if abs(offset) <= took / 2 + _HELLO_SECONDS:
+            offset = 0.0
+    return Greeting(protocol, protocol == 3 and not isinstance(tracking, Exception), offset)
+
+
+async def _credentials(settings: Settings) -> tuple[str | None, str | None]:
+    """The user's name, if any, and the password."""
+    if settings.credentials is None:
+        return settings.username, settings.password
+    given: Any = await settings.credentials.get_credentials_async()
+    return (None, given[0]) if len(given) == 1 else (given[0], given[1])

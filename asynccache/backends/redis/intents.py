@@ -1,0 +1,52 @@
+"""Deletions that did not reach the server, to be repeated before anybody reads there again.
+
+Whatever a caller wanted of a key when the server failed, what is stored there is not it: the key is deleted as soon as
+the server is back. So a later write that fails too needs no more than the same, the number of keys is what is bounded,
+and repeating it twice does no harm.
+"""
+
+from collections.abc import Iterable
+from typing import Final, final
+
+__all__ = ["Intents"]
+
+_MOST_KEYS: Final = 100_000
+
+
+@final
+class Intents:
+    """The keys of one store that must go.
+
+    Attributes:
+        lost: How many were dropped because there were too many.
+    """
+
+    def __init__(self) -> None:
+        self._keys: dict[bytes, None] = {}
+        self.lost = 0
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._keys
+
+    def add(self, keys: Iterable[bytes]) -> None:
+        """Have the keys deleted when that can be."""
+        self._keys.update(dict.fromkeys(keys))
+        while len(self._keys) > _MOST_KEYS:
+            try:
+                del self._keys[next(iter(self._keys))]
+            except (StopIteration, KeyError, RuntimeError):  # another thread's loop did
+                return
+            self.lost += 1
+
+    def some(self, count: int) -> list[bytes]:
+        """The oldest of them, which stay until they are done."""
+        keys = list(self._keys)
+        return keys[:count]
+
+    def done(self, keys: Iterable[bytes]) -> None:
+        """Forget those that were deleted, or written anew."""
+        for key in keys:
+            self._keys.pop(key, None)

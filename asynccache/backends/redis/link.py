@@ -1,0 +1,277 @@
+"""The way to one server: a connection that is made when it is needed, and made again, by a breaker's leave."""
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable, Mapping
+from contextvars import Context
+from functools import partial
+from typing import Any, Final, Protocol, final
+
+from asynccache._background import Background
+from asynccache._breaker import Breaker, BreakerState
+from asynccache.backends.redis.address import Address, Settings
+from asynccache.backends.redis.greeting import greet
+from asynccache.backends.redis.intents import Intents
+from asynccache.backends.redis.replies import ErrorReply, code_of, translated
+from asynccache.backends.redis.wire import Asked, Wire, pack
+from asynccache.clock import Clock, stopwatch
+from asynccache.errors import BackendError, BackendTimeout, BackendUnavailable
+from asynccache.telemetry import RoundTrip, recording, round_trip
+
+__all__ = ["Link", "Owner", "answered"]
+
+_IDLE_SECONDS: Final = 1.0
+_DROP_SECONDS: Final = 1.0
+_DROPPING: Final = frozenset(("READONLY", "LOADING", "NOAUTH", "MASTERDOWN", "MAX"))
+
+
+class Owner(Protocol):
+    """What a link needs of whom it belongs to."""
+
+    settings: Settings
+    clock: Clock
+    intents: Intents
+
+    @property
+    def track_all(self) -> bool:
+        """Whether every key that is read is to be told of."""
+        ...
+
+    def pushed(self, message: Any) -> None:
+        """A message has come that answers no command."""
+        ...
+
+    async def opening(self, link: "Link", wire: Wire) -> None:
+        """Do what must be done before anybody reads."""
+        ...
+
+    def lost(self, link: "Link") -> None:
+        """The connection is gone, and messages with it."""
+        ...
+
+
+@final
+class Link:
+    """The shared connection to one server on one loop.
+
+    Args:
+        owner: Whom it belongs to.
+        locate: Where the server is now.
+        loop: The loop.
+        background: Where its task lives.
+        master: Whether the server must be a master.
+
+    Attributes:
+        address: Where it was found last.
+        offset: Seconds by which the server's clock is ahead of the cache's.
+        tracking: Whether the server tells of keys that change.
+        attempts: How often a connection was tried.
+    """
+
+    def __init__(
+        self,
+        owner: Owner,
+        locate: Callable[[], Awaitable[Address]],
+        loop: asyncio.AbstractEventLoop,
+        background: Background,
+        *,
+        master: bool = False,
+    ) -> None:
+        self._owner = owner
+        self._locate = locate
+        self._loop = loop
+        self._background = background
+        self._master = master
+        self._breaker = Breaker(stopwatch)
+        self._wire: Wire | None = None
+        self._keeper: asyncio.Task[None] | None = None
+        self._dropped_at = -_DROP_SECONDS
+        self._closed = False
+        self.address: Address | None = None
+        self.offset = 0.0
+        self.tracking = False
+        self.attempts = 0
+
+    def ask(self, command: bytes, extra: int = 0, *, traced: bool = True) -> Asked:
+        """Send a packed command; see `Wire.ask`.
+
+        Args:
+            command: The command.
+            extra: How many others stand in front of it.
+            traced: Whether it is a round trip of its own.
+
+        Raises:
+            BackendUnavailable: The server is away, and it is too early to try again.
+        """
+        trip = round_trip(name_of(command), self.where()) if traced and recording() else None
+        try:
+            wire = self._wire
+            if wire is None or wire.lost:
+                wire = self._begin()
+            elif not wire.opened and self._breaker.tripped:
+                raise BackendUnavailable(_AWAY)
+            asked = wire.ask(command, extra)
+        except BackendError as error:
+            if trip is not None:
+                trip.end(error)
+            raise
+        if trip is not None:
+            asked.add_done_callback(partial(answered, trip))
+        return asked
+
+    def where(self) -> Mapping[str, str | int]:
+        """The attributes of spans that say which server this is."""
+        where: dict[str, str | int] = {"db.system.name": "redis", "db.namespace": str(self._owner.settings.db)}
+        address = self.address
+        if address is None and self._owner.settings.topology != "sentinel":
+            address = self._owner.settings.addresses[0]
+        if isinstance(address, str):
+            where["server.address"] = address
+        elif address is not None:
+            where["server.address"], where["server.port"] = address
+        return where
+
+    @property
+    def state(self) -> BreakerState:
+        """Of its breaker."""
+        wire = self._wire
+        return "open" if wire is not None and wire.late else self._breaker.state
+
+    @property
+    def up(self) -> bool:
+        """Whether a command would leave at once."""
+        return self._wire is not None and self._wire.opened
+
+    @property
+    def load(self) -> int:
+        """How many commands wait."""
+        return 0 if self._wire is None else self._wire.load
+
+    def refused(self, error: BaseException) -> BackendError:
+        """What an error reply means to the caller; after some of them the connection is made anew."""
+        if not isinstance(error, BackendError) and code_of(error) in _DROPPING:
+            now = stopwatch()
+            if now - self._dropped_at >= _DROP_SECONDS or code_of(error) in ("LOADING", "MAX"):
+                self._dropped_at = now
+                self.drop()
+                self._breaker.failed()
+        return translated(error)
+
+    def drop(self) -> None:
+        """Close the connection; the next command makes another."""
+        if self._wire is not None:
+            self._wire.close(BackendUnavailable("redis: the connection was given up"))
+
+    def close(self) -> None:
+        """Close it for good."""
+        self._closed = True
+        if self._wire is not None:
+            self._wire.close(BackendUnavailable("redis: the store is closed"))
+
+    # Connecting
+
+    def _begin(self) -> Wire:
+        if self._closed:
+            raise BackendUnavailable("redis: the store is closed")
+        if not self._breaker.allows():
+            raise BackendUnavailable(_AWAY)
+        wire = Wire(
+            self._loop,
+            timeout=self._owner.settings.timeout,
+            pushed=self._owner.pushed,
+            stalled=self._breaker.failed,
+            lost=self._lost,
+        )
+        self._wire = wire
+        tripped = self._breaker.tripped
+        self.attempts += 1
+        self._background.start(self._live(wire), Context())
+        if tripped:
+            raise BackendUnavailable(_AWAY)  # the attempt goes on without the caller
+        return wire
+
+    async def _live(self, wire: Wire) -> None:
+        """Connect, greet, and keep the connection until it is lost."""
+        settings = self._owner.settings
+        opened = False
+        failure: BackendError = BackendUnavailable("redis: the loop has ended")
+        try:
+            async with asyncio.timeout(settings.connect_timeout):
+                await self._connect(wire)
+                greeting = await greet(
+                    wire, settings, self._owner.clock, track_all=self._owner.track_all, master=self._master
+                )
+                self.offset, self.tracking = greeting.offset, greeting.tracking
+                await self._owner.opening(self, wire)
+            if not wire.lost:
+                opened = True
+                self._breaker.succeeded()
+                self._keeper = asyncio.current_task()
+                wire.open()
+                await self._keep(wire)
+        except (OSError, BackendError) as error:  # TimeoutError is one too
+            failure = _failure(error)
+        finally:
+            if not opened:
+                self._breaker.failed()
+            wire.close(failure)
+
+    async def _connect(self, wire: Wire) -> None:
+        settings, loop = self._owner.settings, self._loop
+        address = self.address = await self._locate()
+        if isinstance(address, str):
+            await loop.create_unix_connection(lambda: wire, address)
+            return
+        transport, _ = await loop.create_connection(
+            lambda: wire,
+            *address,
+            ssl=settings.context,
+            server_hostname=None if settings.context is None else address[0],
+        )
+        raw = transport.get_extra_info("socket")
+        if raw is not None:
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+    async def _keep(self, wire: Wire) -> None:
+        """Hear from the server once a second where others rely on its messages: a dead link does not tell."""
+        while not wire.lost:
+            await asyncio.sleep(_IDLE_SECONDS)
+            if self._owner.track_all and stopwatch() - wire.quiet_since() >= _IDLE_SECONDS and not wire.load:
+                try:
+                    wire.ask(_PING)
+                except BackendError:
+                    pass  # it is late, or lost: whoever asks next is told
+
+    def _lost(self, error: BaseException | None) -> None:
+        if isinstance(error, BackendTimeout):
+            self._breaker.failed()
+        self.tracking = False
+        keeper, self._keeper = self._keeper, None
+        if keeper is not None:
+            self._background.cancel(keeper)
+        self._owner.lost(self)
+
+
+def name_of(command: bytes) -> str:
+    """What the server calls a packed command."""
+    return command.split(b"\r\n", 3)[2].decode("ascii", "replace").upper()
+
+
+def answered(trip: RoundTrip, asked: Asked) -> None:
+    """End the span of a round trip."""
+    reply = None if asked.cancelled() else asked.result()
+    error = reply if isinstance(reply, Exception) else None
+    trip.end(error, code_of(error) if isinstance(error, ErrorReply) else None)
+
+
+_AWAY: Final = "redis: the server is away"
+_PING: Final = pack(("PING",))
+
+
+def _failure(error: BaseException) -> BackendError:
+    if isinstance(error, BackendError):
+        return error
+    kind = BackendTimeout if isinstance(error, TimeoutError) else BackendUnavailable
+    failure = kind(f"redis: no connection: {type(error).__name__}")
+    failure.__cause__ = error
+    return failure

@@ -1,0 +1,86 @@
+"""Values that other programs read: the serializer's bytes alone, whose times are the server's."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Final, Protocol, final
+
+from asynccache._offloading import decoded
+from asynccache.backend import OnlyIf, Reports
+from asynccache.backends.redis.pool import Pool
+from asynccache.backends.redis.replies import code_of, foreign, told
+from asynccache.backends.redis.times import milliseconds
+from asynccache.backends.redis.wire import pack
+from asynccache.codec import Codec
+from asynccache.entry import Entry
+from asynccache.errors import BackendError, DecodeError
+
+__all__ = ["PlainValues", "Store"]
+
+_GONE: Final = -2  # PTTL's answer for a key that is not there
+
+
+class Store(Protocol):
+    """What plain values need of their store."""
+
+    codec: Codec
+    reports: Reports
+
+    def pool(self) -> Pool: ...
+    def now(self) -> float: ...
+
+
+@final
+class PlainValues:
+    """What a store does otherwise when its codec is plain."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def get_many(self, keys: Sequence[str]) -> dict[str, Entry]:
+        """Those found."""
+        store = self._store
+        names = {key: key.encode() for key in keys}
+        commands = [(name, pack((command, name))) for name in names.values() for command in (b"GET", b"PTTL")]
+        replies = await store.pool().ask_all(commands)
+        entries: dict[str, Entry] = {}
+        now = store.now()
+        for key, data, left in zip(names, replies[::2], replies[1::2], strict=True):
+            if isinstance(data, Exception):
+                store.reports.tell("an entry could not be read", foreign(data))
+            elif data is not None and told(left) != _GONE:
+                try:
+                    entry = await decoded(store.codec, key, data)
+                except DecodeError as error:
+                    store.reports.tell("an entry could not be read", error)
+                    continue
+                until = math.inf if left < 0 else now + left / 1_000
+                entries[key] = replace(entry, created_at=now, fresh_until=until, expires_at=until)
+        return entries
+
+    async def put_if(self, name: bytes, only_if: OnlyIf, left: int | str, data: bytes) -> bool:
+        """Store it, if the condition holds."""
+        condition = b"NX" if only_if == "absent" else b"XX"
+        lasting: tuple[Any, ...] = () if left == "" else (b"PX", left)
+        return await self._store.pool().ask(name, b"SET", name, data, condition, *lasting) is not None
+
+    async def touch(self, name: bytes, left: int | str) -> bool:
+        """Give a key new times."""
+        last = (b"PERSIST", name) if left == "" else (b"PEXPIRE", name, left)
+        there, changed = await self._store.pool().ask_all([(name, pack((b"EXISTS", name))), (name, pack(last))])
+        told(changed)
+        return bool(told(there))
+
+    async def incr(self, name: bytes, delta: int, ttl: float | None) -> int:
+        """Add to a number."""
+        commands = [(name, pack((b"INCRBY", name, delta)))]
+        if ttl is not None:
+            commands.insert(0, (name, pack((b"SET", name, 0, b"NX", b"PX", milliseconds(ttl)))))
+        reply = (await self._store.pool().ask_all(commands))[-1]
+        try:
+            total: int = told(reply)
+        except BackendError as error:
+            if error.__cause__ is not None and code_of(error.__cause__) in ("NOTINT", "WRONGTYPE"):
+                raise TypeError("a counter holds an integer, this key holds something else") from None
+            raise
+        return total

@@ -1,0 +1,379 @@
+"""The connections of one event loop: which server has a key, and what is done when it says that another one has."""
+
+import asyncio
+from binascii import crc_hqx
+from collections.abc import Callable, Iterable, Sequence
+from contextvars import Context
+from functools import partial
+from typing import Any, Final, final
+
+from asynccache._background import Background
+from asynccache.backends.redis.address import Address
+from asynccache.backends.redis.link import Link, Owner, answered
+from asynccache.backends.redis.replies import ErrorReply, code_of, told
+from asynccache.backends.redis.scripts import Script
+from asynccache.backends.redis.sentinels import find_master
+from asynccache.backends.redis.slots import SLOTS, slot_of
+from asynccache.backends.redis.wire import pack
+from asynccache.clock import stopwatch
+from asynccache.errors import BackendError, BackendUnavailable
+from asynccache.telemetry import recording, round_trip
+
+__all__ = ["Pool"]
+
+_SLOTS_COMMAND: Final = pack(("CLUSTER", "SLOTS"))
+_ASKING: Final = pack(("ASKING",))
+_PING: Final = pack(("PING",))
+_MOST_REDIRECTIONS: Final = 5
+_TRY_AGAIN_SECONDS: Final = 0.02
+_REFRESH_SECONDS: Final = 0.25
+_SAME_SECONDS: Final = 0.05
+_REPAY_SECONDS: Final = 0.25
+_REPAY_KEYS: Final = 500
+
+
+@final
+class Pool:
+    """The servers as one loop sees them.
+
+    Args:
+        owner: The store.
+        loop: The loop.
+
+    Attributes:
+        met: Whether a server has been greeted.
+        offset: Seconds by which the servers' clock is ahead of the cache's.
+    """
+
+    def __init__(self, owner: Owner, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.met = False
+        self.offset = 0.0
+        self._owner = owner
+        self._settings = owner.settings
+        self._background = Background()
+        self._nodes: dict[Address, Link] = {}
+        self._large: dict[int, Link] = {}
+        self._slots: list[Address | None] = []
+        self._refreshing = self._repaying = False
+        self._refreshed_at = -_REFRESH_SECONDS
+        self._closed = False
+        settings = owner.settings
+        self.clustered = settings.topology == "cluster"
+        self._only: Link | None = None
+        if self.clustered:
+            self._slots = [None] * SLOTS
+        else:
+            self._mains = [self._made(None) for _ in range(settings.connections)]
+            if settings.connections == 1:
+                self._only = self._mains[0]
+
+    # Which server
+
+    def link(self, key: bytes) -> Link:
+        """The connection for a key."""
+        if self._only is not None:
+            return self._only
+        if self.clustered:
+            address = self._slots[slot_of(key)]
+            return self._seed() if address is None else self._node(address)
+        return self._mains[crc_hqx(key, 0) % len(self._mains)]
+
+    def large(self, link: Link) -> Link:
+        """The connection beside another one for what would hold it up."""
+        beside = self._large.get(id(link))
+        if beside is None:
+            beside = self._large[id(link)] = self._made(link)
+        return beside
+
+    async def masters(self) -> Sequence[Link]:
+        """A connection to each server that has keys of its own."""
+        if not self.clustered:
+            return self._mains[:1]
+        if not self.mapped:
+            await self._seed().ask(_PING)
+        addresses = {address for address in self._slots if address is not None}
+        return [self._node(address) for address in addresses] or [self._seed()]
+
+    def links(self) -> Iterable[Link]:
+        """All connections that there are."""
+        mains = list(self._nodes.values()) if self.clustered else self._mains
+        return [*mains, *self._large.values()]
+
+    @property
+    def mapped(self) -> bool:
+        """Whether it is known where the keys are."""
+        return not self.clustered or any(self._slots)
+
+    def _made(self, beside: Link | None) -> Link:
+        sentinel = self._settings.topology == "sentinel"
+        locate = self._locate if beside is None or not self.clustered else partial(_same_as, beside)
+        return Link(self._owner, locate, self.loop, self._background, master=sentinel)
+
+    def _node(self, address: Address) -> Link:
+        link = self._nodes.get(address)
+        if link is None:
+            link = self._nodes[address] = Link(self._owner, partial(_here, address), self.loop, self._background)
+            link.address = address
+        return link
+
+    def _seed(self) -> Link:
+        """Some node of the cluster: one that is up, or one that is not known to be down."""
+        known = [*self._settings.addresses, *self._nodes]
+        links = [self._node(address) for address in dict.fromkeys(known)]
+        for link in links:
+            if link.up:
+                return link
+        return next((link for link in links if link.state != "open"), links[0])
+
+    async def _locate(self) -> Address:
+        if self._settings.topology == "sentinel":
+            return await find_master(self._settings, self._background)
+        return self._settings.addresses[0]
+
+    # The servers' clock
+
+    async def meet(self, key: bytes) -> None:
+        """Return when a server has said what time it is.
+
+        Raises:
+            BackendError: It did not.
+        """
+        await self.ask(key, b"PING")
+
+    def greeted(self, link: Link) -> None:
+        """Take over the time of a server that has been greeted; small differences are that of two messages."""
+        if not self.met or abs(link.offset - self.offset) > _SAME_SECONDS:
+            self.offset = link.offset
+        self.met = True
+
+    # Asking
+
+    async def ask(self, key: bytes, *arguments: str | bytes | float) -> Any:
+        """The reply to a command about a key.
+
+        Raises:
+            BackendError: There is none, or the server said no.
+        """
+        command = pack(arguments)
+        link = self.link(key)
+        reply = await link.ask(command)
+        if isinstance(reply, Exception):
+            return await self.again(link, reply, command)
+        return reply
+
+    async def run(self, key: bytes, script: Script, keys: Sequence[bytes], *arguments: str | bytes | float) -> Any:
+        """What a script returns that runs where a key is.
+
+        Raises:
+            BackendError: It did not run, or failed.
+        """
+        command = pack((b"EVALSHA", script.sha, len(keys), *keys, *arguments))
+        link = self.link(key)
+        reply = await link.ask(command)
+        if isinstance(reply, Exception):
+            return await self.again(link, reply, command, script.source)
+        return reply
+
+    async def ask_all(self, commands: Sequence[tuple[bytes, bytes]], script: Script | None = None) -> list[Any]:
+        """The replies to many commands that leave together; a failure stands where its reply would.
+
+        Args:
+            commands: Each with a key that says where it goes.
+            script: What they call, if they call one.
+        """
+        asked: list[tuple[Link, Any, bytes]] = []
+        trip, last = None, None
+        several = len(commands) > 1
+        if several and recording():
+            trip = round_trip("PIPELINE", self.link(commands[0][0]).where(), len(commands))
+        for key, command in commands:
+            link = self.link(key)
+            try:
+                last = link.ask(command, traced=not several)
+                asked.append((link, last, command))
+            except BackendError as error:
+                asked.append((link, error, command))
+        if trip is not None:
+            if last is None:
+                trip.end(asked[-1][1])
+            else:
+                last.add_done_callback(partial(answered, trip))
+        replies: list[Any] = []
+        for link, answer, command in asked:
+            reply = answer if isinstance(answer, Exception) else await answer
+            if isinstance(reply, Exception):
+                try:
+                    reply = await self.again(link, reply, command, "" if script is None else script.source)
+                except BackendError as error:
+                    reply = error
+            replies.append(reply)
+        return replies
+
+    def grouped(self, keys: Sequence[bytes], most: int) -> Iterable[Sequence[bytes]]:
+        """The keys in groups that one command can have."""
+        if not self.clustered:
+            for start in range(0, len(keys), most):
+                yield keys[start : start + most]
+            return
+        of_slot: dict[int, list[bytes]] = {}
+        for key in keys:
+            of_slot.setdefault(slot_of(key), []).append(key)
+        yield from of_slot.values()
+
+    async def again(self, link: Link, failure: Exception, command: bytes, source: str = "") -> Any:
+        """What comes of a command that was not executed where it was sent; other failures are raised.
+
+        A command is sent again only when the server has said that it did not do it: it knows no such script, the key
+        is elsewhere, or on its way.
+
+        Args:
+            link: Where it was sent.
+            failure: What came back.
+            command: The command.
+            source: That of the script that it calls, if it calls one.
+
+        Raises:
+            BackendError: There is no reply.
+        """
+        deadline = stopwatch() + self._settings.timeout
+        reply: Any = failure
+        for _ in range(_MOST_REDIRECTIONS):
+            code = code_of(reply) if isinstance(reply, ErrorReply) else ""
+            extra = 0
+            if code == "NOSCRIPT" and source:
+                told(await link.ask(pack(("SCRIPT", "LOAD", source))))
+            elif code in ("MOVED", "ASK") and self.clustered:
+                _, slot, place = str(reply).split(" ", 2)
+                address = _address(place, link)
+                link = self._node(address)
+                if code == "MOVED":
+                    self._slots[int(slot)] = address
+                    self.refresh()
+                else:
+                    extra, command = 1, _ASKING + command
+            elif code == "TRYAGAIN" and stopwatch() + _TRY_AGAIN_SECONDS < deadline:
+                await asyncio.sleep(_TRY_AGAIN_SECONDS)
+            else:
+                break
+            reply = await link.ask(command, extra)
+            if extra:
+                command = command[len(_ASKING) :]
+            if not isinstance(reply, Exception):
+                return reply
+        if not isinstance(reply, Exception):
+            return reply
+        if self.clustered and not isinstance(reply, ErrorReply):
+            self.refresh()
+        raise link.refused(reply)
+
+    # The map of a cluster
+
+    def refresh(self) -> None:
+        """Ask where the keys are, soon, and not by everybody."""
+        if self.clustered and not self._refreshing and not self._closed:
+            self._refreshing = True
+            self._background.start(self._refresh(), Context())
+
+    async def _refresh(self) -> None:
+        try:
+            pause = self._refreshed_at + _REFRESH_SECONDS - stopwatch()
+            if pause > 0:
+                await asyncio.sleep(pause)
+            self._refreshed_at = stopwatch()
+            for link in sorted(self._all_nodes(), key=lambda link: (not link.up, link.state == "open")):
+                try:
+                    self.learn(link, told(await link.ask(_SLOTS_COMMAND)))
+                    return
+                except BackendError:
+                    continue
+        finally:
+            self._refreshing = False
+
+    def _all_nodes(self) -> list[Link]:
+        return [self._node(address) for address in dict.fromkeys([*self._settings.addresses, *self._nodes])]
+
+    def learn(self, link: Link, table: Any) -> None:
+        """Take over a node's map."""
+        slots: list[Address | None] = [None] * SLOTS
+        for low, high, master, *_ in table:
+            host = master[0].decode() if master[0] else ""
+            address: Address = (host or _host_of(link), int(master[1]))
+            slots[low : high + 1] = [address] * (high - low + 1)
+        self._slots = slots
+        for address in [each for each in self._nodes if each not in set(slots) | set(self._settings.addresses)]:
+            if not self._nodes[address].load:
+                self._nodes.pop(address).close()
+
+    # What is owed
+
+    def repay(self) -> None:
+        """Have deletions that failed repeated, on connections that are open; others do it when they are opened."""
+        if not self._repaying and not self._closed:
+            self._repaying = True
+            self._background.start(self._repay(), Context())
+
+    async def _repay(self) -> None:
+        try:
+            while not self._closed:
+                await asyncio.sleep(_REPAY_SECONDS)
+                names = self._owner.intents.some(_REPAY_KEYS)
+                if not names:
+                    return
+                for name, reply in zip(
+                    names, await self.ask_all([(name, pack((b"UNLINK", name))) for name in names]), strict=True
+                ):
+                    if not isinstance(reply, Exception):
+                        self._owner.intents.done((name,))
+        finally:
+            self._repaying = False
+
+    # Ending
+
+    def lost(self, link: Link) -> None:
+        """A connection is gone: perhaps the cluster has changed."""
+        if self.clustered and self.loop.is_running():
+            self.refresh()
+
+    def close(self) -> None:
+        """Close all; from the pool's own loop."""
+        self._closed = True
+        for link in self.links():
+            link.close()
+        self._background.end()
+
+    async def aclose(self) -> None:
+        """Close all, and return when their tasks have ended."""
+        self.close()
+        await self._background.aclose()
+
+    def drop(self) -> None:
+        """Close all connections; the next commands make others."""
+        for link in self.links():
+            link.drop()
+
+    def call(self, what: Callable[[], object]) -> None:
+        """Have the pool's loop call it, from any thread."""
+        try:
+            self.loop.call_soon_threadsafe(what)
+        except RuntimeError:
+            pass  # the loop has ended, and has closed the connections
+
+
+async def _here(address: Address) -> Address:
+    return address
+
+
+async def _same_as(link: Link) -> Address:
+    if link.address is None:
+        raise BackendUnavailable("redis: the server is not known yet")
+    return link.address
+
+
+def _host_of(link: Link) -> str:
+    return link.address[0] if isinstance(link.address, tuple) else "localhost"
+
+
+def _address(place: str, link: Link) -> Address:
+    host, _, port = place.rpartition(":")
+    return (host.strip("[]") or _host_of(link), int(port))

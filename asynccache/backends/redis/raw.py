@@ -1,0 +1,148 @@
+"""Redis itself, for what a cache has no word for: keys are whole, values are bytes, failures are raised."""
+
+from collections.abc import AsyncIterator, Sequence
+from typing import TYPE_CHECKING, Any, Final, Protocol, final
+
+from asynccache.backends.redis.address import Settings
+from asynccache.backends.redis.patterns import escaped
+from asynccache.backends.redis.pool import Pool
+from asynccache.backends.redis.replies import told, translated
+from asynccache.backends.redis.wire import pack
+from asynccache.errors import BackendError, NotSupported
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
+
+__all__ = ["RawRedis", "Store"]
+
+_OWN_CONNECTION: Final = frozenset((
+    "AUTH", "ASKING", "BLMOVE", "BLMPOP", "BLPOP", "BRPOP", "BRPOPLPUSH", "BZMPOP", "BZPOPMAX", "BZPOPMIN", "DISCARD",
+    "EXEC", "HELLO", "MONITOR", "MULTI", "PSUBSCRIBE", "PSYNC", "PUNSUBSCRIBE", "QUIT", "READONLY", "READWRITE",
+    "RESET", "SELECT", "SSUBSCRIBE", "SUBSCRIBE", "SUNSUBSCRIBE", "SWAPDB", "SYNC", "UNSUBSCRIBE", "UNWATCH", "WAIT",
+    "WAITAOF", "WATCH",
+))  # fmt: skip
+"""What changes the connection, or holds up all who share it."""
+
+_MULTI: Final = pack(("MULTI",))
+_EXEC: Final = pack(("EXEC",))
+_SCAN_COUNT: Final = 1_000
+
+Argument = str | bytes | int | float
+
+
+class Store(Protocol):
+    """What this needs of its store."""
+
+    settings: Settings
+
+    def pool(self) -> Pool: ...
+
+
+@final
+class RawRedis:
+    """Commands on the cache's own connections.
+
+    The server is chosen by a command's first argument, its key. Values of a cache are in its codec's format; these
+    calls show and take bytes. What they write, caches are told of like of any other process's writes.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def command(self, *arguments: Argument) -> Any:
+        """The reply to one command.
+
+        Raises:
+            NotSupported: It would change the shared connection, or hold it up: use `client`.
+            BackendError: The server said no, or did not answer.
+        """
+        _check(arguments)
+        return await self._store.pool().ask(_key_of(arguments), *arguments)
+
+    async def pipeline(self, commands: Sequence[Sequence[Argument]], *, transaction: bool = False) -> list[Any]:
+        """The replies to commands that leave together, in their order; a failure stands where its reply would.
+
+        Args:
+            commands: Each with its arguments.
+            transaction: Whether the server is to do all without anybody else's in between; their keys are in one slot
+                then, and no command is done when one cannot be understood.
+
+        Raises:
+            NotSupported: One of them is not for a shared connection.
+            BackendError: The transaction was not done.
+        """
+        if not commands:
+            return []
+        for command in commands:
+            _check(command)
+        pool = self._store.pool()
+        if not transaction:
+            return await pool.ask_all([(_key_of(command), pack(tuple(command))) for command in commands])
+        whole = b"".join((_MULTI, *(pack(tuple(command)) for command in commands), _EXEC))
+        link = pool.link(_key_of(commands[0]))
+        reply = told(await link.ask(whole, len(commands) + 1))
+        return [translated(each) if isinstance(each, Exception) else each for each in reply]
+
+    async def scan(self, match: str = "*", *, prefix: str = "") -> AsyncIterator[bytes]:
+        """The keys of all servers that match, perhaps some of them twice.
+
+        Args:
+            match: A pattern as the server has it.
+            prefix: Text that stands in front of it and means itself.
+
+        Raises:
+            BackendError: A server did not answer.
+        """
+        for link in await self._store.pool().masters():
+            cursor = b"0"
+            while True:
+                command = pack(("SCAN", cursor, "MATCH", escaped(prefix) + match, "COUNT", _SCAN_COUNT))
+                cursor, names = told(await link.ask(command))
+                for name in names:
+                    yield name
+                if cursor == b"0":
+                    break
+
+    def client(self) -> "Redis":
+        """A client of redis-py with the same address and credentials and connections of its own, for subscriptions,
+        blocking commands and ``WATCH``; to be closed by who asked for it.
+
+        Raises:
+            NotSupported: The servers are a cluster, or behind sentinels.
+        """
+        settings = self._store.settings
+        if settings.topology != "single":
+            raise NotSupported("redis: make a client of redis-py by hand for a cluster or for sentinels")
+        from redis.asyncio import Redis  # slow to import, and seldom needed
+
+        address = settings.addresses[0]
+        place: dict[str, Any] = (
+            {"unix_socket_path": address} if isinstance(address, str) else {"host": address[0], "port": address[1]}
+        )
+        return Redis(
+            **place,
+            **settings.tls,
+            db=settings.db,
+            username=settings.username,
+            password=settings.password,
+            credential_provider=settings.credentials,
+            socket_connect_timeout=settings.connect_timeout,
+        )
+
+
+def _check(arguments: Sequence[Argument]) -> None:
+    if not arguments:
+        raise BackendError("redis: a command has a name")
+    name = arguments[0]
+    word = (name.decode("ascii", "replace") if isinstance(name, bytes) else str(name)).upper()
+    blocking = word in ("XREAD", "XREADGROUP") and any(str(each).upper() == "BLOCK" for each in arguments)
+    tracking = word == "CLIENT" and len(arguments) > 1 and str(arguments[1]).upper() in ("TRACKING", "CACHING", "REPLY")
+    if word in _OWN_CONNECTION or blocking or tracking:
+        raise NotSupported(f"redis: {word} is not for a shared connection: use client()")
+
+
+def _key_of(arguments: Sequence[Argument]) -> bytes:
+    """What says which server: the key of most commands."""
+    place = 3 if str(arguments[0]).upper() in ("EVAL", "EVALSHA", "FCALL") else 1
+    key = arguments[place] if len(arguments) > place else ""
+    return key if isinstance(key, bytes) else str(key).encode()

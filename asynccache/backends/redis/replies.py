@@ -1,0 +1,62 @@
+"""What a server answered, or this package's exception for it."""
+
+import re
+from typing import Any, Final
+
+import hiredis
+
+from asynccache.errors import BackendError, BackendUnavailable
+
+__all__ = ["ErrorReply", "code_of", "foreign", "told", "translated"]
+
+ErrorReply = hiredis.ReplyError
+"""The server said no; it comes as a value, also inside of other replies."""
+
+_CODE: Final = re.compile(r"[A-Z]{2,24}")
+_AWAY: Final = frozenset(
+    ("LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "BUSY", "TRYAGAIN", "MOVED", "ASK", "MAX")
+)
+
+
+def code_of(error: BaseException) -> str:
+    """The first word of an error reply: the rest may name keys, values and users, and is shown to nobody."""
+    text = str(error)
+    if text.startswith("ERR max number of clients"):
+        return "MAX"
+    if text.startswith("ERR value is not an integer") or text.startswith("ERR hash value is not an integer"):
+        return "NOTINT"
+    word = text.split(" ", 1)[0]
+    return word if _CODE.fullmatch(word) else "ERR"
+
+
+def translated(error: BaseException) -> BackendError:
+    """A failure in this package's words."""
+    if isinstance(error, BackendError):
+        return error
+    code = code_of(error)
+    failure = (BackendUnavailable if code in _AWAY else BackendError)(f"redis: {code}")
+    failure.__cause__ = error
+    return failure
+
+
+def told(reply: Any) -> Any:
+    """The reply.
+
+    Raises:
+        BackendError: It is a failure.
+    """
+    if isinstance(reply, Exception):
+        raise translated(reply)
+    return reply
+
+
+def foreign(error: Exception) -> Exception:
+    """The failure of a read that found a value of another type: an entry that cannot be read. Others are raised.
+
+    Raises:
+        BackendError: It is another failure.
+    """
+    cause = error.__cause__ if isinstance(error, BackendError) and error.__cause__ is not None else error
+    if code_of(cause) != "WRONGTYPE":
+        told(error)
+    return error

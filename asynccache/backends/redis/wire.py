@@ -1,0 +1,322 @@
+"""One connection to a server: commands out in batches, replies in and matched in the order of the commands.
+
+What callers ask in one turn of the loop leaves in one write. Each command has its place in a queue until its reply has
+come, whatever becomes of its caller: the reply of one who is gone is read and dropped. The states of a connection:
+
+- *opening*: what is asked waits, only `urgent` commands (the greeting) leave.
+- *open*: what is asked leaves, as far as the window allows.
+- *late*: open, but the oldest command in the air has passed its deadline; what is asked is refused at once, until the
+  server has caught up. One that sends nothing at all for as long as a deadline is given up.
+- *lost*: nothing comes any more; whoever waited has been told, each by an exception of his own.
+
+The window bounds the replies in the air, in commands and in bytes that they are expected to have: past some 400 KB the
+loop would receive more than it hands on (measured: for values of 10 KB a window gains 45 %).
+"""
+
+from asyncio import AbstractEventLoop, Future, Protocol, Transport
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Final, cast, final
+
+import hiredis
+
+from asynccache.clock import stopwatch
+from asynccache.errors import BackendError, BackendTimeout, BackendUnavailable
+
+__all__ = ["Asked", "Wire", "pack"]
+
+pack: Final[Callable[[tuple[str | bytes | int | float, ...]], bytes]] = cast(Any, hiredis.pack_command)
+"""A command and its arguments as the protocol has them."""
+
+Asked = Future[Any]
+"""What a command will bring: its reply, or an exception as a result, for `told` to raise. One that is set as an
+exception, and then not looked at because its caller was cancelled at the same time, would be logged by the loop."""
+
+_MORE: Final = object()  # hiredis' answer when a reply is not complete
+_MOST_IN_FLIGHT: Final = 1_024
+_LEAST_IN_FLIGHT: Final = 16
+_WINDOW_BYTES: Final = 400_000
+_MOST_WAITING: Final = 65_536
+_JOINED_BYTES: Final = 65_536  # larger commands are written apart: joining would copy them once more
+_TURN_BYTES: Final = 262_144  # of a large command per turn of the loop
+_BUFFER_BYTES: Final = 262_144
+
+
+@final
+class Wire(Protocol):
+    """A connection.
+
+    Args:
+        loop: The loop that it lives on.
+        timeout: Seconds that a command may take, its wait for room included.
+        pushed: Told of each message that answers no command.
+        stalled: Told when commands have passed their deadline before the connection was open.
+        lost: Told, with the reason, when the connection is lost.
+
+    Attributes:
+        opened: Whether what is asked may leave.
+        late: Whether the server is behind.
+        lost: Whether it is over.
+    """
+
+    def __init__(
+        self,
+        loop: AbstractEventLoop,
+        *,
+        timeout: float,
+        pushed: Callable[[Sequence[Any]], object],
+        stalled: Callable[[], object],
+        lost: Callable[[BaseException | None], object],
+    ) -> None:
+        self._loop = loop
+        self._create_future = loop.create_future
+        self._deadline = 0.0
+        self._timeout = timeout
+        self._on_pushed = pushed
+        self._on_stalled = stalled
+        self._on_lost = lost
+        self._reader = hiredis.Reader(notEnoughData=_MORE)
+        self._gets = self._reader.gets
+        self._waiting: deque[tuple[bytes, Asked, float, int]] = deque()
+        self._in_air: deque[tuple[Asked | None, float]] = deque()
+        self._transport: Transport | None = None
+        self._rest = memoryview(b"")
+        self._heard_at = stopwatch()
+        self._reply_bytes = 100.0
+        self._flushing = self._sweeping = self._paused = False
+        self._alone = True
+        self.opened = self.late = self.lost = False
+
+    # Asking
+
+    def ask(self, command: bytes, extra: int = 0) -> Asked:
+        """Send a packed command when there is room; a coroutine awaits the reply.
+
+        Args:
+            command: The command; perhaps others in front of it, which leave together with it.
+            extra: How many others: their replies are dropped.
+
+        Raises:
+            BackendUnavailable: The connection is lost, or the server is behind.
+            BackendError: Too many commands wait.
+        """
+        if self.lost or self.late:
+            raise BackendUnavailable("redis: the server does not answer in time" if self.late else _LOST)
+        waiting = self._waiting
+        if len(waiting) >= _MOST_WAITING:
+            raise BackendError(f"redis: more than {_MOST_WAITING:,} commands wait to be sent")
+        asked = self._create_future()
+        if self._flushing:  # somebody has asked in this turn of the loop: the time is his
+            waiting.append((command, asked, self._deadline, extra))
+            return asked
+        self._deadline = stopwatch() + self._timeout
+        waiting.append((command, asked, self._deadline, extra))
+        if self._alone and self.opened and not self._in_air:
+            self._flush()
+        else:
+            self._flushing = True
+            self._loop.call_soon(self._flush)
+        return asked
+
+    def urgent(self, command: bytes) -> Asked:
+        """Send a packed command now, also while the connection is opening."""
+        asked = self._loop.create_future()
+        if self.lost or self._transport is None:
+            asked.set_result(BackendUnavailable(_LOST))
+            return asked
+        self._in_air.append((asked, stopwatch() + self._timeout))
+        self._transport.write(command)
+        self._watch()
+        return asked
+
+    def open(self) -> None:
+        """Let what is asked leave from now on."""
+        self.opened = True
+        self._flush()
+
+    @property
+    def load(self) -> int:
+        """How many commands wait for room or for their reply."""
+        return len(self._waiting) + len(self._in_air)
+
+    def quiet_since(self) -> float:
+        """When the server was heard last, by the stopwatch."""
+        return self._heard_at
+
+    def close(self, error: BaseException | None = None) -> None:
+        """Let go of the connection; whoever waits is told."""
+        self._end(error)
+        if self._transport is not None:
+            self._transport.abort()
+
+    # Sending
+
+    def _flush(self) -> None:
+        """Send what waits, as far as there is room."""
+        self._flushing = False
+        waiting, in_air, transport = self._waiting, self._in_air, self._transport
+        if not waiting:
+            return
+        self._watch()
+        if not self.opened or self._paused or transport is None or self._rest:
+            return
+        room = min(_MOST_IN_FLIGHT, max(_LEAST_IN_FLIGHT, int(_WINDOW_BYTES / self._reply_bytes))) - len(in_air)
+        if room <= 0:
+            return
+        sent = 0
+        batch: list[bytes] = []
+        while waiting and room > 0:
+            command, asked, deadline, extra = waiting.popleft()
+            if asked.done():  # cancelled, or timed out: it was never sent
+                continue
+            for _ in range(extra):
+                in_air.append((None, deadline))
+            in_air.append((asked, deadline))
+            room -= 1
+            sent += 1
+            if len(command) >= _JOINED_BYTES:
+                if batch:
+                    transport.write(b"".join(batch))
+                    batch.clear()
+                self._rest = memoryview(command)
+                self._send_rest()
+                if self._rest:
+                    break
+            else:
+                batch.append(command)
+        self._alone = sent == 1
+        if batch:
+            transport.write(batch[0] if len(batch) == 1 else b"".join(batch))
+
+    def _send_rest(self) -> None:
+        """Send some of a large command, and more in the next turns of the loop."""
+        if self._transport is None or self.lost:
+            return
+        part = self._rest[:_TURN_BYTES]
+        self._rest = self._rest[_TURN_BYTES:]
+        self._transport.write(part)
+        if self._rest and not self._paused:
+            self._loop.call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        if self._rest and not self._paused:
+            self._send_rest()
+        if not self._rest:
+            self._flush()
+
+    # What the transport calls
+
+    def connection_made(self, transport: Any) -> None:
+        """Take the transport."""
+        self._transport = cast(Transport, transport)
+        self._transport.set_write_buffer_limits(high=_BUFFER_BYTES)
+        self._heard_at = stopwatch()
+
+    def data_received(self, data: bytes) -> None:
+        """Hand each reply to who asked."""
+        self._heard_at = now = stopwatch()
+        in_air, gets = self._in_air, self._gets
+        replies = 0
+        try:
+            self._reader.feed(data)
+            while (reply := gets()) is not _MORE:
+                kind = type(reply)
+                if kind is _PUSH:
+                    self._on_pushed(reply)
+                    continue
+                if not in_air:
+                    raise hiredis.ProtocolError("a reply to no command")
+                replies += 1
+                asked = in_air.popleft()[0]
+                if asked is not None and not asked.done():
+                    asked.set_result(reply)
+        except hiredis.HiredisError as error:  # what follows cannot be trusted either
+            failure = BackendUnavailable("redis: the server's answer is not understood")
+            failure.__cause__ = error
+            self.close(failure)
+            return
+        if replies:
+            self._reply_bytes += (len(data) / replies - self._reply_bytes) * 0.1
+        else:
+            self._reply_bytes += len(data) * 0.02  # part of a large one
+        if self.late:
+            self.late = bool(in_air) and in_air[0][1] <= now
+        if self._waiting and not self._flushing:
+            self._flushing = True
+            self._deadline = now + self._timeout
+            self._loop.call_soon(self._flush)
+
+    def eof_received(self) -> bool:
+        """The server has closed its end: so is ours."""
+        return False
+
+    def pause_writing(self) -> None:
+        """The system takes no more for now."""
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        """It does again."""
+        self._paused = False
+        self._go_on()
+
+    def connection_lost(self, error: BaseException | None) -> None:
+        """Tell whoever waits."""
+        self._end(error)
+
+    # Deadlines
+
+    def _watch(self) -> None:
+        if not self._sweeping:
+            self._sweeping = True
+            self._loop.call_later(self._timeout, self._sweep)
+
+    def _sweep(self) -> None:
+        """Fail what has passed its deadline: one timer for all commands, which are in the order of their deadlines."""
+        self._sweeping = False
+        if self.lost:
+            return
+        now = stopwatch()
+        overdue = [asked for asked, deadline in self._in_air if deadline <= now and asked is not None]
+        stalled = bool(self._in_air) and self._in_air[0][1] <= now
+        while self._waiting and self._waiting[0][2] <= now:
+            overdue.append(self._waiting.popleft()[1])
+        for asked in overdue:
+            if not asked.done():
+                asked.set_result(BackendTimeout("redis: no answer in time"))
+        if stalled:
+            self.late = True
+            if self.opened and now - self._heard_at >= self._timeout:
+                self.close(BackendTimeout("redis: the server is silent"))
+                return
+        elif overdue and not self.opened:
+            self._on_stalled()
+        firsts = [queue[0] for queue in (self._in_air,) if queue]
+        deadlines = [deadline for _, deadline in firsts if deadline > now]
+        deadlines += [each[2] for each in list(self._waiting)[:1]]
+        if self._in_air and not deadlines:
+            deadlines = [now + self._timeout / 4]
+        if deadlines:
+            self._sweeping = True
+            self._loop.call_later(max(min(deadlines) - now, 0.001), self._sweep)
+
+    def _end(self, error: BaseException | None) -> None:
+        if self.lost:
+            return
+        self.lost = True
+        self.opened = False
+        unheard = [asked for asked, _ in self._in_air if asked is not None]
+        unheard += [asked for _, asked, _, _ in self._waiting]
+        self._in_air.clear()
+        self._waiting.clear()
+        self._rest = memoryview(b"")
+        kind = BackendTimeout if isinstance(error, BackendTimeout) else BackendUnavailable
+        for asked in unheard:
+            if not asked.done():
+                failure = kind(str(error) if isinstance(error, BackendError) else _LOST)  # each has his own
+                failure.__cause__ = error.__cause__ if isinstance(error, BackendError) else error
+                asked.set_result(failure)
+        self._on_lost(error)
+
+
+_PUSH: Final = hiredis.PushNotification
+_LOST: Final = "redis: the connection is lost"
