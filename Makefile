@@ -5,7 +5,7 @@ VENV ?= .venv
 FALLBACKS := $(if $(filter file,$(origin PYTHON)),python3.13 python3.12 python3.11)
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick check bench bench-quick examples clean
+.PHONY: help demo demo-redis test quick check bench bench-quick examples clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -46,6 +46,9 @@ check: $(VENV)/.installed-test $(VENV)/.installed-check ## Lint, format, types, 
 	$(BIN)/coverage report --format=total
 	PYTHONASYNCIODEBUG=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow"
 
+demo-redis: $(VENV)/.installed-demo ## Kill the Redis behind four processes, and start it again
+	@$(BIN)/python examples/demo_redis.py
+
 bench: $(VENV)/.installed-bench ## Measure, side by side with the peers (about 3 minutes)
 	@$(BIN)/python benchmarks/run.py
 
@@ -53,7 +56,7 @@ bench-quick: $(VENV)/.installed-bench ## Measure roughly (about 20 seconds)
 	@$(BIN)/python benchmarks/run.py --quick
 
 examples: $(VENV)/.installed-test ## Run the tests of the examples
-	@$(BIN)/python -m pytest -q tests/test_examples.py
+	@$(BIN)/python -m pytest -q tests/test_examples.py tests/test_demo_redis.py
 
 clean: ## Remove the environment and what the tools left
 	rm -rf $(VENV) .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -380,8 +380,8 @@ class Dispatcher:
     # Locking
 
     @asynccontextmanager
-    async def lock(self, key: str, ttl: float, timeout: float | None) -> AsyncIterator[None]:
-        """Hold the lock of the key.
+    async def lock(self, key: str, ttl: float, timeout: float | None) -> AsyncIterator[int | None]:
+        """Hold the lock of the key, and tell its fencing number.
 
         Raises:
             LockTimeout: It was not free in time.
@@ -389,7 +389,7 @@ class Dispatcher:
         with self.tracing.call("cache.lock", key):
             lease = await self.locks.acquire(key, ttl, timeout)
         try:
-            yield
+            yield None if lease is None else lease.fence
         finally:
             await self.locks.release(lease)
 

@@ -49,9 +49,9 @@ class LocalLeases:
             held = self._held.get(key)
             if held is not None and now < held[1]:
                 return None
-            token = str(next(self._tokens))
-            self._held[key] = (token, now + ttl)
-            return Lease(key, token)
+            fence = next(self._tokens)
+            self._held[key] = (str(fence), now + ttl)
+            return Lease(key, str(fence), fence)
 
     async def renew(self, lease: Lease, *, ttl: float) -> bool:
         """Hold it for ``ttl`` seconds from now; ``False`` when it has lapsed."""

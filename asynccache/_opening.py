@@ -1,15 +1,21 @@
 """From what a user says about stores to the two seats of a cache; nothing is connected yet."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from asynccache._urls import open_store
 from asynccache.backend import Backend
 from asynccache.backends.memory import MemoryBackend
 from asynccache.clock import Clock, SystemClock
-from asynccache.errors import ConfigError
+from asynccache.errors import ConfigError, NotSupported
+from asynccache.keys import check_namespace
+from asynccache.policy import Policy
+from asynccache.telemetry import Telemetry
 
-__all__ = ["Opened", "open_seats"]
+if TYPE_CHECKING:
+    from asynccache.backends.redis.raw import RawRedis
+
+__all__ = ["Opened", "checked_policy", "open_seats", "raw_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,3 +73,39 @@ def _opened(
     opened: Backend | MemoryBackend = open_store(store, clock=clock, codec=codec)
     owned.append(opened)
     return opened
+
+
+def checked_policy(
+    ttl: Any, policy: Policy | None, *, on_error: Any, telemetry: Any, name: Any, namespace: str
+) -> Policy:
+    """The policy of a cache whose options are right.
+
+    Raises:
+        ConfigError: One of them is wrong.
+        InvalidKeyError: The namespace is.
+    """
+    if on_error not in ("degrade", "raise") and not callable(on_error):
+        raise ConfigError(f'on_error is "degrade", "raise" or a function, not {on_error!r}')
+    if telemetry not in ("auto", "off") and not isinstance(telemetry, Telemetry):
+        raise ConfigError(f'telemetry is "auto", "off" or a Telemetry, not {telemetry!r}')
+    if not isinstance(name, str) or not name:
+        raise ConfigError(f"name is a non-empty text, not {name!r}")
+    if policy is not None and not isinstance(policy, Policy):
+        raise ConfigError(f"policy is a Policy, not {policy!r}")
+    check_namespace(namespace)
+    terms = policy or Policy()
+    return terms if ttl is ... else terms.but(ttl=ttl)
+
+
+def raw_of(remote: Backend | None) -> "RawRedis":
+    """The raw access that a Redis store has.
+
+    Raises:
+        NotSupported: It is another store.
+    """
+    if remote is not None and remote.name == "redis":
+        from asynccache.backends.redis import RedisBackend  # who has no Redis never imports it
+
+        if isinstance(remote, RedisBackend):
+            return remote.raw
+    raise NotSupported("cache.redis is there for a store on Redis only")

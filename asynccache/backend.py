@@ -176,10 +176,12 @@ class Lease:
     Attributes:
         key: The key.
         token: What proves the right; void after a write to the key by anybody.
+        fence: A number greater than that of any earlier lease of the key; ``None`` where the store has none.
     """
 
     key: str
     token: str
+    fence: int | None = None
 
 
 class Leases(Protocol):

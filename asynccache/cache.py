@@ -3,8 +3,8 @@
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from functools import partial
-from types import EllipsisType, TracebackType
-from typing import Any, Literal, ParamSpec, Self, TypeVar, Unpack, cast, final, overload
+from types import EllipsisType
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeVar, Unpack, cast, final, overload
 
 from asynccache._arguments import (
     escaped,
@@ -19,7 +19,7 @@ from asynccache._detours import override
 from asynccache._dispatcher import Dispatcher
 from asynccache._failures import OnError
 from asynccache._memoize import KeyRule, Memoized, MemoizedMany, memoized
-from asynccache._opening import open_seats
+from asynccache._opening import checked_policy, open_seats, raw_of
 from asynccache._short_way import Get, GetOrSet, bind_get, bind_get_or_set
 from asynccache._typed_cache import TypedCache
 from asynccache.backend import Backend, OnlyIf
@@ -28,10 +28,13 @@ from asynccache.clock import Clock
 from asynccache.duration import Duration, seconds
 from asynccache.entry import Entry
 from asynccache.errors import ConfigError
-from asynccache.keys import check_key, check_namespace
+from asynccache.keys import check_key
 from asynccache.policy import Policy, PolicyOptions, Ttl
 from asynccache.stats import Stats
 from asynccache.telemetry import Telemetry
+
+if TYPE_CHECKING:
+    from asynccache.backends.redis.raw import RawRedis
 
 __all__ = ["Cache"]
 
@@ -93,18 +96,7 @@ class Cache:
         telemetry: Literal["auto", "off"] | Telemetry = "auto",
         clock: Clock | None = None,
     ) -> None:
-        if on_error not in ("degrade", "raise") and not callable(on_error):
-            raise ConfigError(f'on_error is "degrade", "raise" or a function, not {on_error!r}')
-        if telemetry not in ("auto", "off") and not isinstance(telemetry, Telemetry):
-            raise ConfigError(f'telemetry is "auto", "off" or a Telemetry, not {telemetry!r}')
-        if not isinstance(name, str) or not name:
-            raise ConfigError(f"name is a non-empty text, not {name!r}")
-        if policy is not None and not isinstance(policy, Policy):
-            raise ConfigError(f"policy is a Policy, not {policy!r}")
-        check_namespace(namespace)
-        terms = policy or Policy()
-        if ttl is not ...:
-            terms = terms.but(ttl=ttl)
+        terms = checked_policy(ttl, policy, on_error=on_error, telemetry=telemetry, name=name, namespace=namespace)
         opened = open_seats(store, local, clock, codec)
         core = Dispatcher(
             local=opened.local,
@@ -389,22 +381,31 @@ class Cache:
             raise ConfigError("override takes refresh=True or bypass=True")
         return override("refresh" if refresh else "bypass")
 
-    def lock(self, key: str, *, ttl: Duration, timeout: Duration | None = None) -> AbstractAsyncContextManager[None]:
-        """Hold a lock, shared with other processes when the store is.
+    def lock(
+        self, key: str, *, ttl: Duration, timeout: Duration | None = None
+    ) -> AbstractAsyncContextManager[int | None]:
+        """Hold a lock, shared with other processes when the store is; what is entered is its fencing number.
+
+        A holder's number is greater than those of all before him: what has seen a greater one refuses his writes. It is
+        ``None`` where the store has none, or failed.
 
         Args:
             key: Its name, apart from the keys of entries.
-            ttl: When it lapses although nobody has given it back, in seconds from its taking: longer than the work
-                takes.
+            ttl: When it lapses although nobody has given it back: longer than the work takes.
             timeout: How long to wait for it; ``None`` for as long as it takes.
 
         Raises:
             LockTimeout: It was not free in time.
         """
-        left = optional_seconds(timeout, "timeout")
-        return self._core.here().lock(whole_key(self._prefix, key), seconds(ttl, name="ttl"), left)
+        full, left = whole_key(self._prefix, key), optional_seconds(timeout, "timeout")
+        return self._core.here().lock(full, seconds(ttl, name="ttl"), left)
 
     # The rest
+
+    @property
+    def redis(self) -> "RawRedis":
+        """Redis itself, for what a cache has no word for; where the store is another one, this is `NotSupported`."""
+        return raw_of(self._core.here().remote)
 
     def namespace(self, name: str) -> "Cache":
         """A view: the same store and settings, with keys of its own.
@@ -441,9 +442,7 @@ class Cache:
         self._core.here()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
     def __repr__(self) -> str:

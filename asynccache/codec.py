@@ -200,7 +200,7 @@ class Codec:
         if flags & _SEALED != self._sealing:
             raise DecodeError("the entry is not signed or encrypted as it should be")
         tags: Mapping[str, str] | None = None
-        if not flags and len(data) < min(_LARGE, self.max_bytes):  # what most entries are, without a call more than it takes
+        if not flags and len(data) < min(_LARGE, self.max_bytes):  # most entries, without a call more than it takes
             whole, body = _utf8(key), data[_HEADER.size :]
             if zlib.crc32(body, zlib.crc32(b"".join((data[:4], len(whole).to_bytes(4, "big"), whole)))) != check:
                 raise DecodeError("the bytes of an entry are damaged, or another key's")

@@ -9,7 +9,7 @@ import pytest
 import asynccache
 import asynccache.eviction_policies
 import asynccache.testing
-from asynccache import Cache, Entry, Load, MemoryBackend, Policy, Stats, Telemetry
+from asynccache import Cache, Entry, Load, MemoryBackend, NotSupported, Policy, Stats, Telemetry
 from asynccache._memoize import Memoized, MemoizedMany
 
 NAMES: Final = {
@@ -119,8 +119,10 @@ def test_the_public_names_are_these(module: Any) -> None:
 
 
 def test_the_calls_of_a_cache_are_these() -> None:
-    """A cache has exactly these calls."""
-    assert public(Cache) == sorted(CALLS) == public(Cache())
+    """A cache has exactly these calls, and ``redis``, which only a cache on Redis has in fact."""
+    assert public(Cache) == sorted([*CALLS, "redis"]) == public(Cache())
+    with pytest.raises(NotSupported):
+        _ = Cache().redis
 
 
 @pytest.mark.parametrize("name", CALLS)

@@ -262,7 +262,7 @@ async def memoized_many() -> None:
 async def the_rest() -> None:
     """Contexts, views, records."""
     assert_type(cache.override(refresh=True), AbstractContextManager[None])
-    assert_type(cache.lock("k", ttl="5s", timeout=1), AbstractAsyncContextManager[None])
+    assert_type(cache.lock("k", ttl="5s", timeout=1), AbstractAsyncContextManager[int | None])
     async with cache.lock("k", ttl=5):
         pass
     with cache.override(bypass=True):

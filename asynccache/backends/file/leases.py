@@ -47,8 +47,8 @@ class FileLeases:
     async def acquire(self, key: str, *, ttl: float) -> Lease | None:
         """The lease, for ``ttl`` seconds; ``None`` when somebody else holds it."""
         now, token = self._store.now(), uuid.uuid4().hex
-        granted = await self._store.write(partial(_grant, key, token, now, now + table.ticks(ttl)))
-        return Lease(key, token) if granted else None
+        fence = await self._store.write(partial(_grant, key, token, now, now + table.ticks(ttl)))
+        return Lease(key, token, fence) if fence else None
 
     async def renew(self, lease: Lease, *, ttl: float) -> bool:
         """Hold it for ``ttl`` seconds from now; ``False`` when it was voided or lapsed."""
@@ -177,11 +177,14 @@ def _wake(waiter: "Future[None]") -> None:
 # What the writer does with the rows of leases
 
 
-def _grant(key: str, token: str, now: int, until: int, connection: Connection) -> bool:
-    held = connection.execute("select 1 from leases where key = ? and until > ?", (key, now)).fetchone()
-    if held is None:
-        connection.execute("insert or replace into leases values (?, ?, ?)", (key, token, until))
-    return held is None
+def _grant(key: str, token: str, now: int, until: int, connection: Connection) -> int:
+    """The fencing number; zero when somebody holds the lease."""
+    if connection.execute("select 1 from leases where key = ? and until > ?", (key, now)).fetchone() is not None:
+        return 0
+    connection.execute("insert or replace into leases values (?, ?, ?)", (key, token, until))
+    connection.execute("insert into counts values ('fence', 1) on conflict do update set value = value + 1")
+    fence: int = connection.execute("select value from counts where name = 'fence'").fetchone()[0]
+    return fence
 
 
 def _extend(lease: Lease, now: int, until: int, connection: Connection) -> bool:

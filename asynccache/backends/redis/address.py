@@ -12,7 +12,7 @@ from redis.asyncio.connection import RedisSSLContext, parse_url
 from asynccache._options import Options
 from asynccache.errors import ConfigError
 
-__all__ = ["Address", "Settings", "Topology", "settings_of"]
+__all__ = ["Address", "Settings", "Topology", "settings_like", "settings_of"]
 
 Address: TypeAlias = tuple[str, int] | str
 """A host and a port, or the path of a UNIX socket."""
@@ -127,6 +127,34 @@ def settings_of(url: SplitResult, query: Mapping[str, str]) -> Settings:
     )
     options.done()
     return settings
+
+
+def settings_like(client: Any) -> Settings:
+    """The settings of a client of redis-py for one server.
+
+    Raises:
+        ConfigError: It has other things than a host or a socket to connect to.
+    """
+    given = client.connection_pool.connection_kwargs
+    path, host = given.get("path"), given.get("host")
+    if not (path or host):
+        raise ConfigError("the settings of a redis.asyncio.Redis for one server can be taken, not those of others")
+    tls = {name: option for name, option in given.items() if name.startswith("ssl_") and option is not None}
+    encrypted = "SSL" in client.connection_pool.connection_class.__name__
+    if encrypted:
+        tls = {"ssl": True, "ssl_cert_reqs": "required", "ssl_check_hostname": True} | tls
+    return Settings(
+        addresses=(path or (host, int(given.get("port", _DEFAULT_PORTS["single"]))),),
+        db=int(given.get("db") or 0),
+        username=given.get("username"),
+        password=given.get("password"),
+        credentials=given.get("credential_provider"),
+        context=_context(tls, "redis") if encrypted else None,
+        tls=tls if encrypted else {},
+        timeout=given.get("socket_timeout") or _DEFAULT_TIMEOUT,
+        connect_timeout=given.get("socket_connect_timeout") or _DEFAULT_CONNECT_TIMEOUT,
+        client_name=given.get("client_name"),
+    )
 
 
 def _parsed(url: str, shown: str) -> Mapping[str, Any]:

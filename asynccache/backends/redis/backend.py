@@ -6,12 +6,12 @@ import weakref
 from asyncio import AbstractEventLoop, get_running_loop
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final, final
+from typing import Any, Final, Self, final
 
-from asynccache._breaker import BreakerState
 from asynccache._offloading import decoded, encoded
-from asynccache.backend import Health, OnlyIf, Reports, StoreOptions
-from asynccache.backends.redis.address import Settings, settings_of
+from asynccache.backend import OnlyIf, Reports, StoreOptions
+from asynccache.backends.redis.address import Settings, settings_like, settings_of
+from asynccache.backends.redis.condition import Condition
 from asynccache.backends.redis.intents import Intents
 from asynccache.backends.redis.leases import RedisLeases
 from asynccache.backends.redis.link import Link
@@ -59,9 +59,19 @@ class RedisBackend:
         self._latest: tuple[AbstractEventLoop | None, Pool | None] = (None, None)
         self._closed = False
         self.leases = None if self.codec.plain else RedisLeases(self)
+        self.health = Condition(self)
         self.raw = RawRedis(self)
         self._plain = PlainValues(self)
         _all.add(self)
+
+    @classmethod
+    def like(cls, client: Any, *, codec: Codec | None = None, clock: Clock | None = None) -> Self:
+        """A store with the address, credentials and TLS options of a ``redis.asyncio.Redis``, and its own connections.
+
+        Raises:
+            ConfigError: It is a client for several servers.
+        """
+        return cls(settings_like(client), codec=codec, clock=clock)
 
     # What caches ask
 
@@ -131,7 +141,7 @@ class RedisBackend:
             if type(reply) is not bytes:
                 await pool.again(link, reply, command)
         except BaseException:
-            self._owe(pool, (name,))
+            self.owe(pool, (name,))
             raise
         if self.intents:
             self.intents.done((name,))
@@ -156,7 +166,7 @@ class RedisBackend:
             for reply in await pool.ask_all(commands):
                 told(reply)
         except BaseException:
-            self._owe(pool, names)
+            self.owe(pool, names)
             raise
         if self.intents:
             self.intents.done(names)
@@ -174,7 +184,7 @@ class RedisBackend:
             for reply in await pool.ask_all(self._deletions(pool, names), DELETE):
                 count += told(reply)
         except BaseException:
-            self._owe(pool, names)
+            self.owe(pool, names)
             raise
         if self.intents:
             self.intents.done(names)
@@ -205,7 +215,11 @@ class RedisBackend:
             return await self._plain.touch(name, left)
         fresh = "" if fresh_until == math.inf else repr(fresh_until + offset)
         grace = "" if expires_at == math.inf or fresh == "" else repr(max(expires_at - fresh_until, 0.0))
-        return bool(await pool.run(name, TOUCH, (name,), now + offset, fresh, grace, left))
+        try:
+            return bool(await pool.run(name, TOUCH, (name,), now + offset, fresh, grace, left))
+        except BaseException:
+            self.owe(pool, (name,))
+            raise
 
     async def incr(self, key: str, delta: int, *, ttl: float | None) -> int:
         """Add to a counter; sent once, whether or not the reply comes."""
@@ -275,23 +289,11 @@ class RedisBackend:
     def __repr__(self) -> str:
         return f"<RedisBackend {self.settings.topology} {', '.join(map(str, self.settings.addresses))}>"
 
-    @property
-    def health(self) -> Health:
-        """How it stands with the servers."""
-        return self
-
-    @property
-    def breaker(self) -> BreakerState:
-        """The worst state of a breaker of this process."""
-        states = {link.state for pool in list(self._pools.values()) for link in pool.links()}
-        return "open" if "open" in states else "half_open" if "half_open" in states else "closed"
-
-    @property
-    def owed(self) -> int:
-        """How many keys are to be deleted when the server takes it."""
-        return len(self.intents)
-
     # What its parts use
+
+    def links(self) -> list[Link]:
+        """All connections of this process."""
+        return [link for pool in list(self._pools.values()) for link in pool.links()]
 
     def pool(self) -> Pool:
         """The connections of the running loop.
@@ -362,6 +364,11 @@ class RedisBackend:
         """Seconds since 1970 by the cache's clock."""
         return self._now()
 
+    def owe(self, pool: Pool, names: Iterable[bytes]) -> None:
+        """Have the keys deleted when the server takes it: what it has is not what was wanted."""
+        self.intents.add(names)
+        pool.repay()
+
     def forget(self) -> None:
         """Start anew in a forked child: the connections are the parent's, and stay untouched."""
         _inherited.append(self._pools)  # never collected: that would close them
@@ -377,13 +384,8 @@ class RedisBackend:
         try:
             await pool.meet(names[0])
         except BaseException:
-            self._owe(pool, names)
+            self.owe(pool, names)
             raise
-
-    def _owe(self, pool: Pool, names: Iterable[bytes]) -> None:
-        """Have the keys deleted when the server takes it: what it has is not what was wanted."""
-        self.intents.add(names)
-        pool.repay()
 
     # Reading
 

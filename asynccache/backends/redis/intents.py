@@ -1,8 +1,8 @@
 """Deletions that did not reach the server, to be repeated before anybody reads there again.
 
-Whatever a caller wanted of a key when the server failed, what is stored there is not it: the key is deleted as soon as
-the server is back. So a later write that fails too needs no more than the same, the number of keys is what is bounded,
-and repeating it twice does no harm.
+Whatever a caller wanted to be stored under a key when the server failed, what is there is not it: the key is deleted
+as soon as the server is back. So a later write that fails too needs no more than the same, the number of keys is what
+is bounded, and repeating it twice does no harm. What was to be cleared is not remembered: nobody knows its keys.
 """
 
 from collections.abc import Iterable

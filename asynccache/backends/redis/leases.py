@@ -6,7 +6,7 @@ whatever reason, and nobody polls. Where the server cannot tell (RESP2), it is a
 
 import secrets
 from asyncio import AbstractEventLoop, Future, get_running_loop
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Final, Protocol, final
 
@@ -49,6 +49,7 @@ class Store(Protocol):
     def track_all(self) -> bool: ...
     def pool(self) -> Pool: ...
     def now(self) -> float: ...
+    def owe(self, pool: Pool, names: Iterable[bytes]) -> None: ...
 
 
 @final
@@ -66,8 +67,8 @@ class RedisLeases:
         if not pool.met:
             await pool.meet(name)
         now = self._store.now() + pool.offset
-        granted = await pool.run(name, ACQUIRE, (name,), now, lease_record(token, now + ttl), milliseconds(ttl))
-        return Lease(key, token) if granted else None
+        fence = await pool.run(name, ACQUIRE, (name,), now, lease_record(token, now + ttl), milliseconds(ttl))
+        return Lease(key, token, int(fence)) if fence else None
 
     async def renew(self, lease: Lease, *, ttl: float) -> bool:
         """Hold it for ``ttl`` seconds from now; ``False`` when it was voided or lapsed."""
@@ -87,7 +88,11 @@ class RedisLeases:
         data = await encoded(self._store.codec, lease.key, entry, offset)
         now = self._store.now()
         left = milliseconds(entry.expires_at - now)
-        return bool(await pool.run(name, COMMIT, (name,), now + offset, lease.token, left, data))
+        try:
+            return bool(await pool.run(name, COMMIT, (name,), now + offset, lease.token, left, data))
+        except BaseException:
+            self._store.owe(pool, (name,))
+            raise
 
     async def release(self, lease: Lease) -> None:
         """Give it back."""

@@ -211,6 +211,9 @@ class Link:
                 await self._keep(wire)
         except (OSError, BackendError) as error:  # TimeoutError is one too
             failure = _failure(error)
+        except (ValueError, TypeError, LookupError) as error:
+            failure = BackendUnavailable("redis: what answers there is no Redis")
+            failure.__cause__ = error
         finally:
             if not opened:
                 self._breaker.failed()

@@ -184,18 +184,18 @@ if leased(v) then
   if tonumber(string.sub(v, 18, 32)) > now * 1000 then return 0 end
   redis.call('SETRANGE', key, 0, record)
   if redis.call('STRLEN', key) == 32 then redis.call('PEXPIRE', key, px) else outlive(key, px) end
-  return 1
-end
-if v == '' then
+elseif v == '' then
   redis.call('SET', key, record, 'PX', px)
 else
   redis.call('SET', key, record .. redis.call('GET', key), 'KEEPTTL')
   outlive(key, px)
 end
-return 1
+local time = redis.call('TIME')
+return time[1] .. string.format('%06d', time[2])
 """
 )
-"""Grant the lease, if nobody has it. Arguments: now, the lease, milliseconds to live."""
+"""Grant the lease, if nobody has it, and return its fencing number: the server's time in microseconds, which leaves
+nothing behind for each lock. Arguments: now, the lease, milliseconds to live."""
 
 RENEW: Final = Script(
     _COMMON
