@@ -120,9 +120,10 @@ class Background:
             self.cancel(task)
 
     async def aclose(self) -> None:
-        """Cancel all, and return when those of this loop have ended."""
+        """Cancel all, and return when those of this loop have ended, and what they began in ending."""
         self.end()
         here, current = asyncio.get_running_loop(), asyncio.current_task()
-        mine = [task for task in self._tasks if task is not current and task.get_loop() is here]
-        if mine:
+        known: set[asyncio.Task[None]] = set()
+        while mine := {task for task in self._tasks - known if task is not current and task.get_loop() is here}:
             await asyncio.wait(mine, timeout=_CLOSING_SECONDS)
+            known |= mine

@@ -8,7 +8,8 @@ call comes here.
 
 import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import Any, Final, final
 
 from asynccache._bulk import BulkFactory
@@ -115,6 +116,8 @@ class Dispatcher:
             self.touch = local.eviction_policy.touch
         self.find = local.values.get if short and local is not None else _NOTHING.get
         self.plain = short and self.remote is None and self.terms.ordinary
+        straight = local is None and not (self.closed or self.disabled or self.tracing.own_provider or detours.count)
+        self.shortcut = self.remote.shortcut if straight and self.remote is not None else None
 
     def here(self) -> "Dispatcher":
         """This dispatcher, or what stands for it in the sandbox that the caller is in.
@@ -147,13 +150,20 @@ class Dispatcher:
 
     # Reading
 
-    async def get(self, key: str, default: Any, shape: Shape | None = None) -> Any:
-        """The fresh value, or the default."""
+    async def get(self, key: str, default: Any, shape: Shape | None = None, entry: Entry | None = None) -> Any:
+        """The fresh value, or the default.
+
+        Args:
+            key: The whole key.
+            default: What stands for a miss.
+            shape: That of the value's type, if it is known.
+            entry: What the remote store has, where it was asked already.
+        """
         with self.tracing.call("cache.get", key) as span:
-            value = await self._read(key, shape, span)
+            value = await self._read(key, shape, span, entry)
             return default if value is MISSING else value
 
-    async def _read(self, key: str, shape: Shape | None, span: CallSpan) -> Any:
+    async def _read(self, key: str, shape: Shape | None, span: CallSpan, entry: Entry | None) -> Any:
         counters = self.counters
         if self.disabled:
             counters.misses += 1
@@ -162,7 +172,7 @@ class Dispatcher:
         found = self.seats.look(key, self.now())
         tier = "local"
         if (found is None or self.now() >= found[1].fresh_until) and self.remote is not None:
-            found = await self.seats.fetch(key, shape)
+            found = await self.seats.fetch(key, shape, entry=entry)
             tier = "remote"
         now = self.now()
         if found is None or now >= found[1].fresh_until:
@@ -377,21 +387,9 @@ class Dispatcher:
             mode = "bypass" if self.disabled else overridden()
             return await self.loader.bulk.get_many(keys, full, prefix, factory, terms, mode)
 
-    # Locking
-
-    @asynccontextmanager
-    async def lock(self, key: str, ttl: float, timeout: float | None) -> AsyncIterator[int | None]:
-        """Hold the lock of the key, and tell its fencing number.
-
-        Raises:
-            LockTimeout: It was not free in time.
-        """
-        with self.tracing.call("cache.lock", key):
-            lease = await self.locks.acquire(key, ttl, timeout)
-        try:
-            yield None if lease is None else lease.fence
-        finally:
-            await self.locks.release(lease)
+    def lock(self, key: str, ttl: float, timeout: float | None) -> AbstractAsyncContextManager[int | None]:
+        """Hold the lock of the key, and tell its fencing number."""
+        return self.locks.held(key, ttl, timeout, partial(self.tracing.call, "cache.lock", key))
 
     # The rest
 

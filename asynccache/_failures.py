@@ -62,7 +62,8 @@ class Failures:
             self._hide(operation, BackendError(f"{operation}: {type(error).__name__}"))
             return fallback
         except BackendError as error:
-            failure = error
+            self.take(operation, error)
+            return fallback
         except CacheError:
             raise
         except Exception as error:
@@ -70,10 +71,18 @@ class Failures:
                 raise
             failure = BackendError(f"{operation} failed: {type(error).__name__}")
             failure.__cause__ = error
+        self.take(operation, failure)
+        return fallback
+
+    def take(self, operation: str, failure: BackendError) -> None:
+        """Hide a failure of the store, or raise it.
+
+        Raises:
+            BackendError: ``on_error`` is ``"raise"``.
+        """
         if self._on_error == "raise":
             raise failure
         self._hide(operation, failure)
-        return fallback
 
     def _hide(self, operation: str, failure: BackendError) -> None:
         if callable(self._on_error):

@@ -3,7 +3,7 @@
 import math
 import random
 from collections.abc import Mapping
-from typing import Any, final
+from typing import Any, Final, final
 
 from asynccache._flight import Flight
 from asynccache._flights import Flights, Journal
@@ -16,7 +16,10 @@ from asynccache.keys import check_key
 from asynccache.load import Load
 from asynccache.policy import Terms
 
-__all__ = ["Keeper", "as_entry", "life_of"]
+__all__ = ["NO_TOKEN", "Keeper", "as_entry", "life_of"]
+
+NO_TOKEN: Final = ""
+"""That of a lease that the store could not grant."""
 
 
 @final
@@ -72,6 +75,8 @@ class Keeper:
         try:
             entry = await seats.entry(value, life, terms.shape)
             if entry is None or flight.void:
+                return False
+            if lease is not None and lease.token == NO_TOKEN:
                 return False
             if lease is not None and seats.remote.leases is not None:
                 return await seats.attempt("commit", seats.remote.leases.commit(lease, entry), False)

@@ -19,11 +19,12 @@ from typing import Any, Final, final
 from asynccache._bulk import BulkLoader
 from asynccache._flight import Flight, Outcome, Status, current_flight
 from asynccache._flights import CANCELLED, Flights, Ticket
-from asynccache._keeping import Keeper, as_entry
+from asynccache._keeping import NO_TOKEN, Keeper, as_entry
 from asynccache._seats import Found, Seats
 from asynccache.backend import Lease, Leases
 from asynccache.clock import stopwatch
 from asynccache.entry import Entry
+from asynccache.errors import BackendError
 from asynccache.load import KEPT, Factory, Load, wants_load
 from asynccache.metrics import LoadTimer
 from asynccache.policy import Terms
@@ -34,6 +35,7 @@ __all__ = ["Loader"]
 
 _LEASE_SECONDS: Final = 3.0
 _RENEW_SECONDS: Final = 1.0
+_RETRY_SECONDS: Final = 0.25
 
 _loaders: "weakref.WeakSet[Loader]" = weakref.WeakSet()
 
@@ -269,8 +271,8 @@ class Loader:
         if terms.tags and seats.remote_tags is not None:
             now = self._clock.monotonic() + self._clock.epoch
             flight.versions = await seats.attempt("get_many", seats.remote_tags.versions(terms.tags, now), None)
-        if lease is None or leases is None:
-            return (Status.VALUE, await self._run(flight, prefix, factory, terms, None))
+        if lease is None or leases is None or lease.token == NO_TOKEN:
+            return (Status.VALUE, await self._run(flight, prefix, factory, terms, lease))
         renewing = self.flights.background.start(self._renew(leases, lease), Context())
         try:
             return (Status.VALUE, await self._run(flight, prefix, factory, terms, lease))
@@ -294,17 +296,23 @@ class Loader:
         return (Status.STALE, value) if self.flights.throttled(flight.key, now) else None
 
     async def _acquire(self, leases: Leases, flight: Flight, terms: Terms) -> tuple[Lease | None, Outcome | None]:
-        """The lease; or the value that its holder has stored meanwhile; or neither, when the store cannot say."""
-        failed = Lease(flight.key, "")
+        """The lease, or the value that its holder has stored meanwhile; when the store fails, a lease that proves
+        nothing: what is loaded is not stored, as nobody knows what others write meanwhile."""
+        failed = Lease(flight.key, NO_TOKEN)
         while True:
             lease = await self._seats.attempt("lease", leases.acquire(flight.key, ttl=_LEASE_SECONDS), failed)
             if lease is failed:
-                return None, None
+                return failed, None
             if lease is None:
                 ended = await self._seats.attempt("lease", leases.wait(flight.key, timeout=_LEASE_SECONDS), failed)
                 if ended is failed:
-                    return None, None
-            ready = await self._look_remote(flight, terms)
+                    return failed, None
+            try:
+                ready = await self._look_remote(flight, terms)
+            except BaseException:
+                if lease is not None:
+                    self.flights.background.start(self._release(leases, lease), Context())
+                raise
             if ready is not None:
                 if lease is not None:
                     await self._release(leases, lease)
@@ -313,10 +321,14 @@ class Loader:
                 return lease, None
 
     async def _renew(self, leases: Leases, lease: Lease) -> None:
-        held = True
-        while held:
-            await self._pause(_RENEW_SECONDS)
-            held = await self._seats.attempt("lease", leases.renew(lease, ttl=_LEASE_SECONDS), True)
+        """Hold the lease until it is void; a store that fails is asked again soon, before the lease lapses."""
+        held: bool | None = True
+        while held is not False:
+            await self._pause(_RENEW_SECONDS if held else _RETRY_SECONDS)
+            try:
+                held = await self._seats.attempt("lease", leases.renew(lease, ttl=_LEASE_SECONDS), None)
+            except BackendError:  # nobody waits for this
+                held = None
 
     async def _pause(self, duration: float) -> None:
         passed = asyncio.Event()

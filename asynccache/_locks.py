@@ -6,6 +6,8 @@ import math
 import os
 import threading
 import weakref
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractContextManager, asynccontextmanager
 from typing import Final, final
 
 from asynccache._flight import Status, Waiter, wake
@@ -14,6 +16,7 @@ from asynccache.backend import Lease, Leases
 from asynccache.clock import Clock
 from asynccache.entry import Entry
 from asynccache.errors import LockTimeout
+from asynccache.telemetry import CallSpan
 
 __all__ = ["LocalLeases", "Locks"]
 
@@ -69,6 +72,10 @@ class LocalLeases:
 
     async def release(self, lease: Lease) -> None:
         """Give it back and wake the first in the queue."""
+        self.give_back(lease)
+
+    def give_back(self, lease: Lease) -> None:
+        """The same at once."""
         self._end(lease.key, lease.token)
 
     async def wait(self, key: str, *, timeout: float) -> None:
@@ -135,29 +142,70 @@ class Locks:
         self._seats = seats
         remote = seats.remote
         granted = None if remote is None else remote.leases
-        store = seats.local if remote is None else remote
-        self._leases: Leases = _leases_of(store, seats.clock) if granted is None else granted
+        self._queue = _leases_of(seats.local if remote is None else remote, seats.clock)
+        self._leases: Leases = self._queue if granted is None else granted
 
-    async def acquire(self, key: str, ttl: float, timeout: float | None) -> Lease | None:
-        """The lease that is the lock; ``None`` when the store failed and failures are hidden: then nobody is kept out.
+    @asynccontextmanager
+    async def held(
+        self, key: str, ttl: float, timeout: float | None, call: Callable[[], AbstractContextManager[CallSpan]]
+    ) -> AsyncIterator[int | None]:
+        """Hold the lock of the key, and tell its fencing number.
+
+        Those of one process queue here, and the first in the queue asks the store: a crowd costs it what one costs.
 
         Args:
             key: The whole key.
             ttl: Seconds after which it lapses.
             timeout: Seconds to wait for it; ``None`` for as long as it takes.
+            call: The span of the wait.
 
         Raises:
             LockTimeout: It was not free in time.
         """
-        leases, clock, attempt = self._leases, self._seats.clock, self._seats.attempt
         # Neither a key nor the name of a view has two NULs in a row: a lock is nobody's key.
         name = f"{key}\0\0lock"
-        deadline = math.inf if timeout is None else clock.monotonic() + timeout
+        turn: Lease | None = None
+        lease: Lease | None = None
+        try:
+            with call():
+                deadline = math.inf if timeout is None else self._seats.clock.monotonic() + timeout
+                if self._leases is not self._queue:
+                    turn = await self._acquire(self._queue, name, ttl, deadline, None)
+                lease = await self._acquire(self._leases, name, ttl, deadline, turn)
+            yield None if lease is None else lease.fence
+        finally:
+            try:
+                if lease is not None:
+                    await self._seats.attempt("lock", self._leases.release(lease), None)
+            finally:
+                if turn is not None:
+                    self._queue.give_back(turn)
+
+    async def _acquire(
+        self, leases: Leases, name: str, ttl: float, deadline: float, turn: Lease | None
+    ) -> Lease | None:
+        """The lease that is the lock; ``None`` when the store failed and failures are hidden: then nobody is kept out.
+
+        Args:
+            leases: Who grants it.
+            name: What is locked.
+            ttl: Seconds after which it lapses.
+            deadline: Until when to wait.
+            turn: The place in the queue that is held meanwhile; it lapses with the lock.
+
+        Raises:
+            LockTimeout: It was not free in time.
+        """
+        clock, attempt = self._seats.clock, self._seats.attempt
         while True:
+            if turn is not None:
+                await self._queue.renew(turn, ttl=ttl * 2)
             lease = await attempt("lock", leases.acquire(name, ttl=ttl), _NO_LEASE)
             if lease is _NO_LEASE:
                 return None
             if lease is not None:
+                if turn is not None:
+                    await self._queue.renew(turn, ttl=ttl)
                 return lease
             left = deadline - clock.monotonic()
             if left <= 0:
@@ -172,11 +220,6 @@ class Locks:
             await passed.wait()
         finally:
             timer.cancel()
-
-    async def release(self, lease: Lease | None) -> None:
-        """Give the lock back."""
-        if lease is not None:
-            await self._seats.attempt("lock", self._leases.release(lease), None)
 
 
 def _leases_of(store: object, clock: Clock) -> LocalLeases:

@@ -68,7 +68,13 @@ class Seats:
         return found
 
     async def fetch(
-        self, key: str, shape: Shape | None, refresh_ahead: float | None = None, *, copied: bool = True
+        self,
+        key: str,
+        shape: Shape | None,
+        refresh_ahead: float | None = None,
+        *,
+        copied: bool = True,
+        entry: Entry | None = None,
     ) -> Found | None:
         """What the remote seat has, fresh or stale; a fresh entry is kept in the local seat too.
 
@@ -77,11 +83,12 @@ class Seats:
             shape: That of the value's type, if it is known.
             refresh_ahead: The share of its ttl after which it is to be refreshed.
             copied: Whether it is kept.
+            entry: What the store has, where it was asked already.
         """
         if self.remote is None:
             return None
         if self.local is None:
-            entry = await self._read(self.remote, key)
+            entry = await self._read(self.remote, key, entry)
             return None if entry is None else self._adopt(key, entry, self.tags.latest, shape, refresh_ahead, False)
         stamp, token = self.tags.latest, self.copies.reading((key,))
         try:
@@ -93,9 +100,10 @@ class Seats:
         finally:
             self.copies.read((key,), token)
 
-    async def _read(self, remote: Backend, key: str) -> Entry | None:
+    async def _read(self, remote: Backend, key: str, entry: Entry | None = None) -> Entry | None:
         """The valid entry, fresh or stale; no copy of it is kept."""
-        entry = await self.attempt("get", remote.get(key), None)
+        if entry is None:
+            entry = await self.attempt("get", remote.get(key), None)
         return None if entry is None or (entry.tags and not _valid(entry, await self._versions(entry.tags))) else entry
 
     async def fetch_many(

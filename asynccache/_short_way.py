@@ -15,7 +15,8 @@ from typing import Any, Protocol, TypeVar, Unpack, overload
 
 from asynccache._arguments import own_terms, whole_key
 from asynccache._dispatcher import Dispatcher
-from asynccache.entry import MISSING
+from asynccache.entry import MISSING, Entry
+from asynccache.errors import BackendError
 from asynccache.keys import check_key
 from asynccache.load import Load
 from asynccache.policy import Policy, PolicyOptions, Ttl
@@ -128,7 +129,27 @@ def bind_get(core: Dispatcher, prefix: str, shape: Shape | None = None) -> Get:
             pass  # as above
         return await core.here().get(prefix + check_key(key), default, shape)
 
+    async def get_remote(key: str, default: Any = None) -> Any:
+        full = prefix + check_key(key)
+        shortcut = core.shortcut
+        if shortcut is None or (provider_module._TRACER_PROVIDER is not None and core.tracing.wanted()):
+            return await core.here().get(full, default, shape)
+        try:
+            found = await shortcut(full)
+        except BackendError as error:
+            core.seats.failures.take("get", error)
+            found = None
+        if type(found) is tuple:
+            counters.hits += 1
+            return found[0]
+        if isinstance(found, Entry):
+            return await core.here().get(full, default, shape, found)
+        counters.misses += 1
+        return default
+
     bound = get_in_namespace if prefix else get
+    if core.local is None and shape is None:
+        bound = get_remote
     bound.__qualname__, bound.__doc__ = "Cache.get", Get.__call__.__doc__
     return bound
 

@@ -1,7 +1,7 @@
 """What a store must be able to do to sit behind a cache."""
 
 import weakref
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias, final
 from urllib.parse import SplitResult
@@ -9,10 +9,14 @@ from urllib.parse import SplitResult
 from asynccache.clock import Clock
 from asynccache.entry import Entry
 
-__all__ = ["Backend", "Coherence", "Health", "Lease", "Leases", "OnlyIf", "Reports", "StoreOptions"]
+__all__ = ["Backend", "Coherence", "Health", "Lease", "Leases", "OnlyIf", "Reports", "Shortcut", "StoreOptions"]
 
 OnlyIf: TypeAlias = Literal["absent", "present"] | None
 """The condition of a write: the key must be absent, must be present, or may be either."""
+
+Shortcut: TypeAlias = Callable[[str], Coroutine[Any, Any, tuple[Any] | Entry | None]]
+"""What is under a key, as `Backend.get` has it; but an entry of which the value says all, because it is fresh and has
+no tags and no type, as a tuple of its value. It makes no entry that nobody looks at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,11 @@ class Backend(Protocol):
     @property
     def leases(self) -> "Leases | None":
         """The right to load, shared between processes; ``None`` when the store cannot grant it."""
+        ...
+
+    @property
+    def shortcut(self) -> "Shortcut | None":
+        """The shortest way to a value; ``None`` when there is none but `get`."""
         ...
 
     @property

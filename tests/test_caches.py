@@ -316,6 +316,7 @@ class Sticky:
     leases = None
     reports = None
     coherence = None
+    shortcut = None
     health = None
 
     async def aclose(self) -> None:

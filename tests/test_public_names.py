@@ -85,7 +85,7 @@ ATTRIBUTES: Final = {
     asynccache.Caches: ["aclose", "from_env", "from_mapping", "from_toml"],
     asynccache.testing.FaultyBackend: [
         "aclose", "coherence", "delay", "delete", "fail", "get", "get_many", "hang", "heal", "health", "incr", "keys",
-        "leases", "lose", "name", "ping", "reports", "set", "set_many", "touch",
+        "leases", "lose", "name", "ping", "reports", "set", "set_many", "shortcut", "touch",
     ],
     asynccache.testing.Sandbox: ["travel"],
 }  # fmt: skip

@@ -560,6 +560,9 @@ async def test_a_store_without_room_for_references(clock):
         name = "bare"
         leases = None
         reports = None
+        shortcut = None
+        coherence = None
+        health = None
 
         async def get(self, key: str) -> None:
             return None

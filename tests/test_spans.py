@@ -306,6 +306,7 @@ async def test_a_hidden_failure_marks_the_call(spans):
         leases = None
         reports = None
         coherence = None
+        shortcut = None
         health = None
 
         async def get(self, key):

@@ -134,6 +134,11 @@ class FaultyBackend:
         return self._inner.name
 
     @property
+    def shortcut(self) -> None:
+        """None: each read is one of `get`, which can be made to fail."""
+        return None
+
+    @property
     def coherence(self) -> Coherence | None:
         """That of the backend inside."""
         return self._inner.coherence

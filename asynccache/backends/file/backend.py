@@ -77,6 +77,7 @@ class FileBackend:
         self.codec = codec or Codec()
         self.reports = Reports()
         self.coherence = None
+        self.shortcut = None
         self.health = None
         self._max_bytes = max_bytes
         self._max_entries = max_entries

@@ -5,24 +5,25 @@ import os
 import weakref
 from asyncio import AbstractEventLoop, get_running_loop
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Final, Self, final
 
 from asynccache._offloading import decoded, encoded
 from asynccache.backend import OnlyIf, Reports, StoreOptions
 from asynccache.backends.redis.address import Settings, settings_like, settings_of
 from asynccache.backends.redis.condition import Condition
+from asynccache.backends.redis.counters import added
 from asynccache.backends.redis.intents import Intents
+from asynccache.backends.redis.large import CHUNK, put, whole
 from asynccache.backends.redis.leases import RedisLeases
 from asynccache.backends.redis.link import Link
 from asynccache.backends.redis.plain import PlainValues
 from asynccache.backends.redis.pool import Pool
 from asynccache.backends.redis.raw import RawRedis
 from asynccache.backends.redis.replies import foreign, told
-from asynccache.backends.redis.scripts import ADD, DELETE, LEASE_BYTES, LEASE_MAGIC, PUT_IF, SWAP, TOUCH
+from asynccache.backends.redis.scripts import DELETE, LEASE_BYTES, LEASE_MAGIC, PUT_IF, TOUCH
 from asynccache.backends.redis.times import milliseconds
 from asynccache.backends.redis.tracker import Tracker
-from asynccache.backends.redis.wire import Wire, pack
+from asynccache.backends.redis.wire import KEPT, Wire, pack
 from asynccache.clock import Clock, SystemClock
 from asynccache.codec import Codec, codec_of
 from asynccache.entry import Entry
@@ -30,8 +31,6 @@ from asynccache.errors import BackendError, BackendUnavailable, DecodeError
 
 __all__ = ["RedisBackend", "open_redis"]
 
-_CHUNK: Final = 65_536  # bytes of a value that are read at once: the rest of a large one comes beside small ones
-_CHUNKS_AHEAD: Final = 4
 _KEYS_AT_ONCE: Final = 500
 _MOST_TRIES: Final = 64
 
@@ -75,26 +74,49 @@ class RedisBackend:
 
     # What caches ask
 
+    async def shortcut(self, key: str) -> tuple[Any] | Entry | None:
+        """The value of an entry of which it says all, or what `get` returns."""
+        name = key.encode()
+        pool = self.pool()
+        if self.intents.keys:
+            await self.settle(pool, (name,))
+        link = pool.link(name)
+        command = pack((b"GETRANGE", name, 0, CHUNK - 1))
+        data = await link.ask(command)
+        if type(data) is bytes:
+            clock = self.clock
+            found = self.codec.plain_value(name, data, clock.monotonic() + clock.epoch + pool.offset)
+            if found is not None:
+                return found
+        return await self._found(pool, link, key, name, command, data)
+
     async def get(self, key: str) -> Entry | None:
         """The entry, fresh or stale, or ``None``."""
         if self.codec.plain:
             return (await self._plain.get_many([key])).get(key)
         name = key.encode()
         pool = self.pool()
+        if self.intents.keys:
+            await self.settle(pool, (name,))
         link = pool.link(name)
-        command = pack((b"GETRANGE", name, 0, _CHUNK - 1))
-        data = await link.ask(command)
+        command = pack((b"GETRANGE", name, 0, CHUNK - 1))
+        return await self._found(pool, link, key, name, command, await link.ask(command))
+
+    async def _found(self, pool: Pool, link: Link, key: str, name: bytes, command: bytes, data: Any) -> Entry | None:
+        """What has been found under a key, by the reply to a command."""
+        if self.codec.plain:
+            return (await self._plain.get_many([key])).get(key)
         if type(data) is not bytes:
             try:
                 data = await pool.again(link, data, command)
             except BackendError as error:
                 self.reports.tell("an entry could not be read", foreign(error))
                 return None
-        if not data:
-            return None
-        if len(data) == _CHUNK:
-            return await self._large(pool, link, key, name, data)
-        return await self._entry(key, data, pool.offset)
+        if type(data) is not bytes:
+            raise BackendError("redis: an answer of another kind")
+        if len(data) == CHUNK:
+            data = await whole(pool, link, name, data)
+        return await self._entry(key, data, pool.offset) if data else None
 
     async def get_many(self, keys: Sequence[str]) -> dict[str, Entry]:
         """Those found, in one round trip."""
@@ -104,6 +126,8 @@ class RedisBackend:
             return await self._plain.get_many(keys)
         pool = self.pool()
         names = {key: key.encode() for key in keys}
+        if self.intents.keys:
+            await self.settle(pool, names.values())
         found: Sequence[Any]
         if pool.clustered:
             found = await pool.ask_all([(name, pack((b"GET", name))) for name in names.values()])
@@ -126,7 +150,9 @@ class RedisBackend:
         link = pool.link(name)
         if not pool.met:
             await self._meet(pool, name)
-        now = self._now()
+        if only_if is not None and self.intents.keys:
+            await self.settle(pool, (name,))
+        now = self.now()
         data = await encoded(self.codec, key, entry, pool.offset)
         left = milliseconds(entry.expires_at - now)
         if only_if is not None:
@@ -134,17 +160,18 @@ class RedisBackend:
                 return await self._plain.put_if(name, only_if, left, data)
             return bool(await pool.run(name, PUT_IF, (name,), only_if, now + pool.offset, left, data))
         command = pack((b"SET", name, data) if left == "" else (b"SET", name, data, b"PX", left))
-        if len(data) >= _CHUNK:
-            link = pool.large(link)
+        if len(data) >= CHUNK:
+            await put(self, pool, name, command)
+            return True
+        if self.intents.keys:
+            self.intents.done((name,))  # in the order of the commands: what is repaid from now on comes after this one
         try:
-            reply = await link.ask(command)
+            reply = await link.ask(command, KEPT)
             if type(reply) is not bytes:
                 await pool.again(link, reply, command)
-        except BaseException:
-            self.owe(pool, (name,))
+        except BaseException as error:
+            self.owe(pool, (name,), error)
             raise
-        if self.intents:
-            self.intents.done((name,))
         return True
 
     async def set_many(self, entries: Mapping[str, Entry]) -> None:
@@ -154,7 +181,7 @@ class RedisBackend:
         pool = self.pool()
         if not pool.met:
             await self._meet(pool, *(key.encode() for key in entries))
-        now = self._now()
+        now = self.now()
         commands: list[tuple[bytes, bytes]] = []
         for key, entry in entries.items():
             name = key.encode()
@@ -162,14 +189,14 @@ class RedisBackend:
             left = milliseconds(entry.expires_at - now)
             commands.append((name, pack((b"SET", name, data) if left == "" else (b"SET", name, data, b"PX", left))))
         names = [name for name, _ in commands]
-        try:
-            for reply in await pool.ask_all(commands):
-                told(reply)
-        except BaseException:
-            self.owe(pool, names)
-            raise
-        if self.intents:
+        if self.intents.keys:
             self.intents.done(names)
+        try:
+            for reply in await pool.ask_all(commands, extra=KEPT):
+                told(reply)
+        except BaseException as error:
+            self.owe(pool, names, error)
+            raise
 
     async def delete(self, keys: Sequence[str]) -> int:
         """Remove them; how many had a fresh entry."""
@@ -181,17 +208,17 @@ class RedisBackend:
             if not pool.met:
                 await pool.meet(names[0])
             count = 0
-            for reply in await pool.ask_all(self._deletions(pool, names), DELETE):
+            if self.intents.keys:
+                self.intents.done(names)
+            for reply in await pool.ask_all(self._deletions(pool, names), DELETE, KEPT):
                 count += told(reply)
-        except BaseException:
-            self.owe(pool, names)
+        except BaseException as error:
+            self.owe(pool, names, error)
             raise
-        if self.intents:
-            self.intents.done(names)
         return count
 
     def _deletions(self, pool: Pool, names: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
-        now = self._now()
+        now = self.now()
         return [
             (
                 group[0],
@@ -208,8 +235,10 @@ class RedisBackend:
         pool = self.pool()
         if not pool.met:
             await pool.meet(name)
+        if self.intents.keys:
+            await self.settle(pool, (name,))
         offset = pool.offset
-        now = self._now()
+        now = self.now()
         left = milliseconds(expires_at - now)
         if self.codec.plain:
             return await self._plain.touch(name, left)
@@ -217,44 +246,15 @@ class RedisBackend:
         grace = "" if expires_at == math.inf or fresh == "" else repr(max(expires_at - fresh_until, 0.0))
         try:
             return bool(await pool.run(name, TOUCH, (name,), now + offset, fresh, grace, left))
-        except BaseException:
-            self.owe(pool, (name,))
+        except BaseException as error:
+            self.owe(pool, (name,), error)
             raise
 
     async def incr(self, key: str, delta: int, *, ttl: float | None) -> int:
         """Add to a counter; sent once, whether or not the reply comes."""
-        name = key.encode()
-        pool = self.pool()
         if self.codec.plain:
-            return await self._plain.incr(name, delta, ttl)
-        if not pool.met:
-            await pool.meet(name)
-        offset = pool.offset
-        now = self._now()
-        until = math.inf if ttl is None else now + ttl
-        new = self.codec.encode(key, Entry(value=delta, created_at=now, fresh_until=until, expires_at=until), offset)
-        check = self.codec.countable(key)
-        left = milliseconds(until - now)
-        for _ in range(_MOST_TRIES):
-            arguments = (now + offset, str(delta), left, new, "" if check is None else str(check))
-            reply = await pool.run(name, ADD, (name,), *arguments)
-            if type(reply) is not list:
-                return int(reply)
-            # The entry is sealed, tagged or no whole number of 64 bits: it is added to here, and replaced if nobody
-            # was faster.
-            data = reply[0]
-            try:
-                entry = await decoded(self.codec, key, data, offset)
-            except DecodeError as error:
-                self.reports.tell("an entry could not be read", error)
-                entry = Entry(value=0, created_at=now, fresh_until=until, expires_at=until)
-            if type(entry.value) is not int:
-                raise TypeError(f"a counter holds an integer, this key holds {type(entry.value).__name__}")
-            total = entry.value + delta
-            changed = self.codec.encode(key, replace(entry, value=total), offset)
-            if await pool.run(name, SWAP, (name,), data, changed):
-                return total
-        raise BackendError("redis: too many write to this counter at once")
+            return await self._plain.incr(key.encode(), delta, ttl)
+        return await added(self, key, delta, ttl)
 
     async def keys(self, prefix: str) -> AsyncIterator[str]:
         """The keys that start with the prefix, those of stale entries and of leases too, by SCAN."""
@@ -279,6 +279,11 @@ class RedisBackend:
             return
         self._closed = True
         here = get_running_loop()
+        if here in self._pools and self.intents.keys:
+            try:
+                await self.settle(self._pools[here], list(self.intents.keys))
+            except BackendError:
+                pass  # it was tried, and is tried no more
         pools, self._pools, self._latest = self._pools, {}, (None, None)
         for loop, pool in pools.items():
             if loop is here:
@@ -309,12 +314,18 @@ class RedisBackend:
             raise BackendUnavailable("redis: the store is closed")
         pool = self._pools.get(loop)
         if pool is None:
-            for gone in [each for each in self._pools if each.is_closed()]:
-                del self._pools[gone]
-                self.coherence.changed(None)  # its messages have gone with it
+            self.look_around()
             pool = self._pools[loop] = Pool(self, loop)
         self._latest = (loop, pool)
         return pool
+
+    def look_around(self) -> None:
+        """See after other loops: what comes for one that does not run, nobody reads."""
+        for loop in list(self._pools):
+            if not loop.is_running():
+                self.coherence.changed(None)
+                if loop.is_closed():
+                    self._pools.pop(loop, None)
 
     @property
     def track_all(self) -> bool:
@@ -322,9 +333,9 @@ class RedisBackend:
         return self.coherence.watched
 
     def _watched(self) -> None:
-        """Have every connection made anew: the next one asks to be told of all that is read."""
+        """Have the servers tell of all that is read from now on."""
         for pool in list(self._pools.values()):
-            pool.call(pool.drop)
+            pool.call(pool.track)
 
     def pushed(self, message: Any) -> None:
         """Hand on what the server tells."""
@@ -349,25 +360,40 @@ class RedisBackend:
         pool.greeted(link)
         self.coherence.connected(told=link.tracking)
         if pool.clustered and not pool.mapped:
-            table = await wire.urgent(pack(("CLUSTER", "SLOTS")))
-            pool.learn(link, told(table))
-        while names := [name for name in self.intents.some(_KEYS_AT_ONCE) if pool.link(name) is link]:
-            for name, asked in [(name, wire.urgent(pack(("UNLINK", name)))) for name in names]:
-                if not isinstance(await asked, Exception):
-                    self.intents.done((name,))
-                elif wire.lost:
-                    return
-            if all(name in self.intents for name in names):
-                return  # the server refuses: it is tried again when there is something new
+            [asked] = wire.urgent(pack(("CLUSTER", "SLOTS")))
+            pool.learn(link, told(await asked))
+        mine = [name for name in self.intents.keys if pool.link(name) is link]
+        for start in range(0, len(mine), _KEYS_AT_ONCE):
+            names = mine[start : start + _KEYS_AT_ONCE]
+            replies = [await each for each in wire.urgent(*(pack(("UNLINK", name)) for name in names))]
+            self.intents.done(
+                name for name, reply in zip(names, replies, strict=True) if not isinstance(reply, Exception)
+            )
 
     def now(self) -> float:
         """Seconds since 1970 by the cache's clock."""
-        return self._now()
+        return self.clock.monotonic() + self.clock.epoch
 
-    def owe(self, pool: Pool, names: Iterable[bytes]) -> None:
-        """Have the keys deleted when the server takes it: what it has is not what was wanted."""
-        self.intents.add(names)
-        pool.repay()
+    def owe(self, pool: Pool, names: Sequence[bytes], error: BaseException) -> None:
+        """Have keys deleted when the server takes it, whose writing has failed: what it has is not what was wanted.
+
+        A write whose caller was cancelled has not failed: on an open connection it happens, in its order.
+        """
+        if isinstance(error, BackendError) or not pool.link(names[0]).up:
+            self.intents.add(names)
+            pool.repay()
+
+    async def settle(self, pool: Pool, names: Iterable[bytes]) -> None:
+        """Delete what is owed of these keys, before anything else is done with them.
+
+        Raises:
+            BackendError: The server does not take it.
+        """
+        owed = [name for name in names if name in self.intents.keys]
+        if owed:
+            for reply in await pool.ask_all([(name, pack((b"UNLINK", name))) for name in owed]):
+                told(reply)
+            self.intents.done(owed)
 
     def forget(self) -> None:
         """Start anew in a forked child: the connections are the parent's, and stay untouched."""
@@ -375,16 +401,14 @@ class RedisBackend:
         self._pools, self._latest = {}, (None, None)
         if self.leases is not None:
             self.leases.forget()
-
-    def _now(self) -> float:
-        return self.clock.monotonic() + self.clock.epoch
+        self.coherence.changed(None)  # the parent is told of what it has read, the child is not
 
     async def _meet(self, pool: Pool, *names: bytes) -> None:
         """Know the server's clock before something is written by it."""
         try:
             await pool.meet(names[0])
-        except BaseException:
-            self.owe(pool, names)
+        except BaseException as error:
+            self.owe(pool, names, error)
             raise
 
     # Reading
@@ -400,27 +424,7 @@ class RedisBackend:
         except DecodeError as error:
             self.reports.tell("an entry could not be read", error)
             return None
-        return None if entry.expires_at <= self._now() else entry
-
-    async def _large(self, pool: Pool, link: Link, key: str, name: bytes, start: bytes) -> Entry | None:
-        """The entry whose first chunk this is: the others come on a connection of their own, a few at a time."""
-        length = await pool.ask(name, b"STRLEN", name)
-        beside = pool.large(link)
-        chunks = [start]
-        asked = []
-        for at in range(_CHUNK, length, _CHUNK):
-            asked.append(beside.ask(pack((b"GETRANGE", name, at, at + _CHUNK - 1))))
-            if len(asked) == _CHUNKS_AHEAD:
-                chunks.append(told(await asked.pop(0)))
-        chunks += [told(await each) for each in asked]
-        data = b"".join(chunks)
-        whole = data[LEASE_BYTES:] if data[0] == LEASE_MAGIC else data
-        try:
-            entry = await decoded(self.codec, key, whole, pool.offset)
-        except DecodeError:  # perhaps it was replaced between two chunks
-            data = told(await beside.ask(pack((b"GET", name))))
-            return await self._entry(key, data, pool.offset) if data else None
-        return None if entry.expires_at <= self._now() else entry
+        return None if entry.expires_at <= self.now() else entry
 
 
 def open_redis(options: StoreOptions) -> RedisBackend:

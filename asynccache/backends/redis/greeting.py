@@ -49,7 +49,8 @@ async def greet(wire: Wire, settings: Settings, clock: Clock, *, track_all: bool
     protocol = settings.protocol
     if protocol == 3:
         hello: list[str] = ["HELLO", "3", *(("AUTH", user, password) if password is not None else ())]
-        reply = await wire.urgent(pack(tuple(hello)))
+        [asked] = wire.urgent(pack(tuple(hello)))
+        reply = await asked
         if isinstance(reply, ErrorReply):
             if code_of(reply) in _REFUSED - {"NOPERM"}:
                 told(reply)
@@ -57,22 +58,20 @@ async def greet(wire: Wire, settings: Settings, clock: Clock, *, track_all: bool
         elif isinstance(reply, Exception):
             raise reply
     if protocol == 2 and password is not None:
-        told(await wire.urgent(pack(("AUTH", password) if username is None else ("AUTH", user, password))))
+        [asked] = wire.urgent(pack(("AUTH", password) if username is None else ("AUTH", user, password)))
+        told(await asked)
     began = clock.monotonic()
-    asked = [
-        wire.urgent(pack(command))
-        for command in (
-            ("CLIENT", "SETNAME", settings.client_name or "asynccache"),
-            ("CLIENT", "SETINFO", "LIB-NAME", "asynccache"),
-            ("CLIENT", "SETINFO", "LIB-VER", version("asynccache")),
-            ("SELECT", str(settings.db)) if settings.db else ("PING",),
-            ("ROLE",) if master else ("PING",),
-            ("PING",) if protocol == 2 else ("CLIENT", "TRACKING", "ON", *(() if track_all else ("OPTIN",))),
-            ("TIME",),
-        )
-    ]
+    commands: tuple[tuple[str, ...], ...] = (
+        ("CLIENT", "SETNAME", settings.client_name or "asynccache"),
+        ("CLIENT", "SETINFO", "LIB-NAME", "asynccache"),
+        ("CLIENT", "SETINFO", "LIB-VER", version("asynccache")),
+        ("SELECT", str(settings.db)) if settings.db else ("PING",),
+        ("ROLE",) if master else ("PING",),
+        ("PING",) if protocol == 2 else ("CLIENT", "TRACKING", "ON", *(() if track_all else ("OPTIN",))),
+        ("TIME",),
+    )
     # A server that does not want to hear our name does no harm.
-    _, _, _, database, role, tracking, time = [await each for each in asked]
+    _, _, _, database, role, tracking, time = [await each for each in wire.urgent(*map(pack, commands))]
     told(database)
     if master and not isinstance(role, ErrorReply) and told(role)[0] != b"master":
         raise BackendUnavailable("redis: the server is not a master")

@@ -18,35 +18,33 @@ class Intents:
     """The keys of one store that must go.
 
     Attributes:
+        keys: The keys.
         lost: How many were dropped because there were too many.
     """
 
     def __init__(self) -> None:
-        self._keys: dict[bytes, None] = {}
+        self.keys: dict[bytes, None] = {}
         self.lost = 0
 
     def __len__(self) -> int:
-        return len(self._keys)
-
-    def __contains__(self, key: bytes) -> bool:
-        return key in self._keys
+        return len(self.keys)
 
     def add(self, keys: Iterable[bytes]) -> None:
         """Have the keys deleted when that can be."""
-        self._keys.update(dict.fromkeys(keys))
-        while len(self._keys) > _MOST_KEYS:
+        self.keys.update(dict.fromkeys(keys))
+        while len(self.keys) > _MOST_KEYS:
             try:
-                del self._keys[next(iter(self._keys))]
+                del self.keys[next(iter(self.keys))]
             except (StopIteration, KeyError, RuntimeError):  # another thread's loop did
                 return
             self.lost += 1
 
     def some(self, count: int) -> list[bytes]:
         """The oldest of them, which stay until they are done."""
-        keys = list(self._keys)
+        keys = list(self.keys)
         return keys[:count]
 
     def done(self, keys: Iterable[bytes]) -> None:
         """Forget those that were deleted, or written anew."""
         for key in keys:
-            self._keys.pop(key, None)
+            self.keys.pop(key, None)

@@ -4,6 +4,7 @@ Who waits for another's lease reads it with tracking on: the server tells when t
 whatever reason, and nobody polls. Where the server cannot tell (RESP2), it is asked again at growing intervals.
 """
 
+import math
 import secrets
 from asyncio import AbstractEventLoop, Future, get_running_loop
 from collections.abc import Iterable, Sequence
@@ -29,13 +30,15 @@ from asynccache.backends.redis.wire import pack
 from asynccache.clock import Clock
 from asynccache.codec import Codec
 from asynccache.entry import Entry
+from asynccache.errors import BackendError
 
 __all__ = ["RedisLeases", "Store"]
 
 _TOKEN_BYTES: Final = 8
+_LONGEST_SECONDS: Final = 60.0  # that a load may hold its lease without renewing it
 _FIRST_LOOK: Final = 0.01
 _LAST_LOOK: Final = 0.1
-_MISSED_SECONDS: Final = 1.0  # how soon to look again where a message may have been missed
+_MISSED_SECONDS: Final = 0.4  # how soon to look again where a message may have been missed
 _CACHING: Final = pack(("CLIENT", "CACHING", "YES"))
 
 
@@ -49,7 +52,8 @@ class Store(Protocol):
     def track_all(self) -> bool: ...
     def pool(self) -> Pool: ...
     def now(self) -> float: ...
-    def owe(self, pool: Pool, names: Iterable[bytes]) -> None: ...
+    def owe(self, pool: Pool, names: Sequence[bytes], error: BaseException) -> None: ...
+    async def settle(self, pool: Pool, names: Iterable[bytes]) -> None: ...
 
 
 @final
@@ -67,7 +71,15 @@ class RedisLeases:
         if not pool.met:
             await pool.meet(name)
         now = self._store.now() + pool.offset
-        fence = await pool.run(name, ACQUIRE, (name,), now, lease_record(token, now + ttl), milliseconds(ttl))
+        record, bound = lease_record(token, now + ttl), _bound(key, ttl)
+        await self._store.settle(pool, (name,))
+        try:
+            fence = await pool.run(name, ACQUIRE, (name,), now, record, milliseconds(ttl), bound)
+        except BaseException:
+            pool.later(pool.run(name, RELEASE, (name,), token))  # it may have been granted, and nobody knows
+            raise
+        if type(fence) is not int and type(fence) is not bytes:
+            raise BackendError("redis: an answer of another kind")
         return Lease(key, token, int(fence)) if fence else None
 
     async def renew(self, lease: Lease, *, ttl: float) -> bool:
@@ -90,8 +102,8 @@ class RedisLeases:
         left = milliseconds(entry.expires_at - now)
         try:
             return bool(await pool.run(name, COMMIT, (name,), now + offset, lease.token, left, data))
-        except BaseException:
-            self._store.owe(pool, (name,))
+        except BaseException as error:
+            self._store.owe(pool, (name,), error)
             raise
 
     async def release(self, lease: Lease) -> None:
@@ -158,6 +170,11 @@ class RedisLeases:
     def forget(self) -> None:
         """Start anew in a forked child."""
         self._waiters.clear()
+
+
+def _bound(key: str, ttl: float) -> float:
+    """How many seconds of a lease are believed: a load's ends sooner, unless a clock was set back."""
+    return math.inf if key.endswith("\0\0lock") else max(ttl, _LONGEST_SECONDS)
 
 
 def _look_again(waiter: "Future[None]") -> None:

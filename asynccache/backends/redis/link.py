@@ -13,6 +13,7 @@ from asynccache.backends.redis.address import Address, Settings
 from asynccache.backends.redis.greeting import greet
 from asynccache.backends.redis.intents import Intents
 from asynccache.backends.redis.replies import ErrorReply, code_of, translated
+from asynccache.backends.redis.tracker import Tracker
 from asynccache.backends.redis.wire import Asked, Wire, pack
 from asynccache.clock import Clock, stopwatch
 from asynccache.errors import BackendError, BackendTimeout, BackendUnavailable
@@ -22,6 +23,7 @@ __all__ = ["Link", "Owner", "answered"]
 
 _IDLE_SECONDS: Final = 1.0
 _DROP_SECONDS: Final = 1.0
+_YOUNG_SECONDS: Final = 1.0
 _DROPPING: Final = frozenset(("READONLY", "LOADING", "NOAUTH", "MASTERDOWN", "MAX"))
 
 
@@ -31,6 +33,7 @@ class Owner(Protocol):
     settings: Settings
     clock: Clock
     intents: Intents
+    coherence: Tracker
 
     @property
     def track_all(self) -> bool:
@@ -47,6 +50,10 @@ class Owner(Protocol):
 
     def lost(self, link: "Link") -> None:
         """The connection is gone, and messages with it."""
+        ...
+
+    def look_around(self) -> None:
+        """See after other loops, once in a while."""
         ...
 
 
@@ -86,18 +93,20 @@ class Link:
         self._wire: Wire | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._dropped_at = -_DROP_SECONDS
+        self._opened_at = -_YOUNG_SECONDS
         self._closed = False
         self.address: Address | None = None
         self.offset = 0.0
         self.tracking = False
         self.attempts = 0
 
-    def ask(self, command: bytes, extra: int = 0, *, traced: bool = True) -> Asked:
+    def ask(self, command: bytes, extra: int = 0, *, deadline: float | None = None, traced: bool = True) -> Asked:
         """Send a packed command; see `Wire.ask`.
 
         Args:
             command: The command.
             extra: How many others stand in front of it.
+            deadline: When the operation has had its time.
             traced: Whether it is a round trip of its own.
 
         Raises:
@@ -110,7 +119,7 @@ class Link:
                 wire = self._begin()
             elif not wire.opened and self._breaker.tripped:
                 raise BackendUnavailable(_AWAY)
-            asked = wire.ask(command, extra)
+            asked = wire.ask(command, extra, deadline)
         except BackendError as error:
             if trip is not None:
                 trip.end(error)
@@ -159,12 +168,14 @@ class Link:
 
     def drop(self) -> None:
         """Close the connection; the next command makes another."""
+        self._opened_at = -_YOUNG_SECONDS
         if self._wire is not None:
             self._wire.close(BackendUnavailable("redis: the connection was given up"))
 
     def close(self) -> None:
         """Close it for good."""
         self._closed = True
+        self._opened_at = -_YOUNG_SECONDS
         if self._wire is not None:
             self._wire.close(BackendUnavailable("redis: the store is closed"))
 
@@ -206,6 +217,7 @@ class Link:
             if not wire.lost:
                 opened = True
                 self._breaker.succeeded()
+                self._opened_at = stopwatch()
                 self._keeper = asyncio.current_task()
                 wire.open()
                 await self._keep(wire)
@@ -239,6 +251,7 @@ class Link:
         """Hear from the server once a second where others rely on its messages: a dead link does not tell."""
         while not wire.lost:
             await asyncio.sleep(_IDLE_SECONDS)
+            self._owner.look_around()
             if self._owner.track_all and stopwatch() - wire.quiet_since() >= _IDLE_SECONDS and not wire.load:
                 try:
                     wire.ask(_PING)
@@ -246,8 +259,8 @@ class Link:
                     pass  # it is late, or lost: whoever asks next is told
 
     def _lost(self, error: BaseException | None) -> None:
-        if isinstance(error, BackendTimeout):
-            self._breaker.failed()
+        if isinstance(error, BackendTimeout) or stopwatch() - self._opened_at < _YOUNG_SECONDS:
+            self._breaker.failed()  # silent, or lost as soon as it was there
         self.tracking = False
         keeper, self._keeper = self._keeper, None
         if keeper is not None:

@@ -2,7 +2,7 @@
 
 import asyncio
 from binascii import crc_hqx
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextvars import Context
 from functools import partial
 from typing import Any, Final, final
@@ -41,12 +41,14 @@ class Pool:
         loop: The loop.
 
     Attributes:
+        timeout: Seconds for an operation.
         met: Whether a server has been greeted.
         offset: Seconds by which the servers' clock is ahead of the cache's.
     """
 
     def __init__(self, owner: Owner, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
+        self.timeout = owner.settings.timeout
         self.met = False
         self.offset = 0.0
         self._owner = owner
@@ -133,13 +135,15 @@ class Pool:
 
     # The servers' clock
 
-    async def meet(self, key: bytes) -> None:
-        """Return when a server has said what time it is.
+    async def meet(self, key: bytes) -> float:
+        """Return when a server has said what time it is: with the deadline for the rest of the operation.
 
         Raises:
             BackendError: It did not.
         """
+        deadline = stopwatch() + self.timeout
         await self.ask(key, b"PING")
+        return deadline
 
     def greeted(self, link: Link) -> None:
         """Take over the time of a server that has been greeted; small differences are that of two messages."""
@@ -155,14 +159,21 @@ class Pool:
         Raises:
             BackendError: There is none, or the server said no.
         """
-        command = pack(arguments)
+        command, deadline = pack(arguments), stopwatch() + self.timeout
         link = self.link(key)
         reply = await link.ask(command)
         if isinstance(reply, Exception):
-            return await self.again(link, reply, command)
+            return await self.again(link, reply, command, deadline=deadline)
         return reply
 
-    async def run(self, key: bytes, script: Script, keys: Sequence[bytes], *arguments: str | bytes | float) -> Any:
+    async def run(
+        self,
+        key: bytes,
+        script: Script,
+        keys: Sequence[bytes],
+        *arguments: str | bytes | float,
+        deadline: float | None = None,
+    ) -> Any:
         """What a script returns that runs where a key is.
 
         Raises:
@@ -170,17 +181,21 @@ class Pool:
         """
         command = pack((b"EVALSHA", script.sha, len(keys), *keys, *arguments))
         link = self.link(key)
-        reply = await link.ask(command)
+        until = deadline or stopwatch() + self.timeout
+        reply = await link.ask(command, deadline=deadline)
         if isinstance(reply, Exception):
-            return await self.again(link, reply, command, script.source)
+            return await self.again(link, reply, command, script.source, until)
         return reply
 
-    async def ask_all(self, commands: Sequence[tuple[bytes, bytes]], script: Script | None = None) -> list[Any]:
+    async def ask_all(
+        self, commands: Sequence[tuple[bytes, bytes]], script: Script | None = None, extra: int = 0
+    ) -> list[Any]:
         """The replies to many commands that leave together; a failure stands where its reply would.
 
         Args:
             commands: Each with a key that says where it goes.
             script: What they call, if they call one.
+            extra: `KEPT` for writes.
         """
         asked: list[tuple[Link, Any, bytes]] = []
         trip, last = None, None
@@ -190,7 +205,7 @@ class Pool:
         for key, command in commands:
             link = self.link(key)
             try:
-                last = link.ask(command, traced=not several)
+                last = link.ask(command, extra, traced=not several)
                 asked.append((link, last, command))
             except BackendError as error:
                 asked.append((link, error, command))
@@ -199,12 +214,13 @@ class Pool:
                 trip.end(asked[-1][1])
             else:
                 last.add_done_callback(partial(answered, trip))
+        deadline = stopwatch() + self.timeout
         replies: list[Any] = []
         for link, answer, command in asked:
             reply = answer if isinstance(answer, Exception) else await answer
             if isinstance(reply, Exception):
                 try:
-                    reply = await self.again(link, reply, command, "" if script is None else script.source)
+                    reply = await self.again(link, reply, command, "" if script is None else script.source, deadline)
                 except BackendError as error:
                     reply = error
             replies.append(reply)
@@ -221,7 +237,9 @@ class Pool:
             of_slot.setdefault(slot_of(key), []).append(key)
         yield from of_slot.values()
 
-    async def again(self, link: Link, failure: Exception, command: bytes, source: str = "") -> Any:
+    async def again(
+        self, link: Link, failure: Exception, command: bytes, source: str = "", deadline: float | None = None
+    ) -> Any:
         """What comes of a command that was not executed where it was sent; other failures are raised.
 
         A command is sent again only when the server has said that it did not do it: it knows no such script, the key
@@ -232,17 +250,18 @@ class Pool:
             failure: What came back.
             command: The command.
             source: That of the script that it calls, if it calls one.
+            deadline: When the operation has had its time.
 
         Raises:
             BackendError: There is no reply.
         """
-        deadline = stopwatch() + self._settings.timeout
+        deadline = deadline or stopwatch() + self.timeout
         reply: Any = failure
         for _ in range(_MOST_REDIRECTIONS):
             code = code_of(reply) if isinstance(reply, ErrorReply) else ""
-            extra = 0
+            extra, alone = 0, command
             if code == "NOSCRIPT" and source:
-                told(await link.ask(pack(("SCRIPT", "LOAD", source))))
+                extra, command = 1, pack(("SCRIPT", "LOAD", source)) + command  # in one round trip
             elif code in ("MOVED", "ASK") and self.clustered:
                 _, slot, place = str(reply).split(" ", 2)
                 address = _address(place, link)
@@ -256,9 +275,8 @@ class Pool:
                 await asyncio.sleep(_TRY_AGAIN_SECONDS)
             else:
                 break
-            reply = await link.ask(command, extra)
-            if extra:
-                command = command[len(_ASKING) :]
+            reply = await link.ask(command, extra, deadline=deadline)
+            command = alone
             if not isinstance(reply, Exception):
                 return reply
         if not isinstance(reply, Exception):
@@ -305,6 +323,10 @@ class Pool:
             if not self._nodes[address].load:
                 self._nodes.pop(address).close()
 
+    def later(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Do something that nobody waits for, and whose failure harms nobody."""
+        self._background.start(_unheard(work), Context())
+
     # What is owed
 
     def repay(self) -> None:
@@ -347,10 +369,17 @@ class Pool:
         self.close()
         await self._background.aclose()
 
-    def drop(self) -> None:
-        """Close all connections; the next commands make others."""
+    def track(self) -> None:
+        """Have the servers tell of all that is read; until they do, nothing is taken for told."""
         for link in self.links():
-            link.drop()
+            if link.up:
+                self._owner.coherence.connected(told=False, log=False)
+                self.later(self._track(link))
+
+    async def _track(self, link: Link) -> None:
+        for command in (("CLIENT", "TRACKING", "OFF"), ("CLIENT", "TRACKING", "ON")):
+            reply = await link.ask(pack(command))
+        self._owner.coherence.connected(told=not isinstance(reply, Exception))
 
     def call(self, what: Callable[[], object]) -> None:
         """Have the pool's loop call it, from any thread."""
@@ -358,6 +387,13 @@ class Pool:
             self.loop.call_soon_threadsafe(what)
         except RuntimeError:
             pass  # the loop has ended, and has closed the connections
+
+
+async def _unheard(work: Coroutine[Any, Any, Any]) -> None:
+    try:
+        await work
+    except BackendError:
+        pass
 
 
 async def _here(address: Address) -> Address:

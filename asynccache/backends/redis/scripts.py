@@ -181,7 +181,8 @@ ACQUIRE: Final = Script(
 local key, now, record, px = KEYS[1], tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3])
 local v = first(key, 31)
 if leased(v) then
-  if tonumber(string.sub(v, 18, 32)) > now * 1000 then return 0 end
+  local left = tonumber(string.sub(v, 18, 32)) / 1000 - now
+  if left > 0 and left <= tonumber(ARGV[4]) then return 0 end
   redis.call('SETRANGE', key, 0, record)
   if redis.call('STRLEN', key) == 32 then redis.call('PEXPIRE', key, px) else outlive(key, px) end
 elseif v == '' then
@@ -195,7 +196,8 @@ return time[1] .. string.format('%06d', time[2])
 """
 )
 """Grant the lease, if nobody has it, and return its fencing number: the server's time in microseconds, which leaves
-nothing behind for each lock. Arguments: now, the lease, milliseconds to live."""
+nothing behind for each lock. Arguments: now, the lease, milliseconds to live, and for how many seconds another's is
+believed at most: a clock may have been set back."""
 
 RENEW: Final = Script(
     _COMMON

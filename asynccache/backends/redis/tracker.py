@@ -44,9 +44,9 @@ class Tracker:
         """Whether anybody listens."""
         return bool(self._listeners)
 
-    def connected(self, *, told: bool) -> None:
+    def connected(self, *, told: bool, log: bool = True) -> None:
         """Take note of whether a server tells; that one does not is logged once."""
-        if self.watched and self.live and not told:
+        if log and self.watched and self.live and not told:
             _log.warning("the server cannot tell of keys that change: a local copy is believed for a second at most")
         self.live = told
 

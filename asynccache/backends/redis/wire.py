@@ -23,7 +23,7 @@ import hiredis
 from asynccache.clock import stopwatch
 from asynccache.errors import BackendError, BackendTimeout, BackendUnavailable
 
-__all__ = ["Asked", "Wire", "pack"]
+__all__ = ["KEPT", "Asked", "Wire", "pack"]
 
 pack: Final[Callable[[tuple[str | bytes | int | float, ...]], bytes]] = cast(Any, hiredis.pack_command)
 """A command and its arguments as the protocol has them."""
@@ -31,6 +31,9 @@ pack: Final[Callable[[tuple[str | bytes | int | float, ...]], bytes]] = cast(Any
 Asked = Future[Any]
 """What a command will bring: its reply, or an exception as a result, for `told` to raise. One that is set as an
 exception, and then not looked at because its caller was cancelled at the same time, would be logged by the loop."""
+
+KEPT: Final = -1
+"""In place of a number of commands; see `Wire.ask`."""
 
 _MORE: Final = object()  # hiredis' answer when a reply is not complete
 _MOST_IN_FLIGHT: Final = 1_024
@@ -89,12 +92,14 @@ class Wire(Protocol):
 
     # Asking
 
-    def ask(self, command: bytes, extra: int = 0) -> Asked:
+    def ask(self, command: bytes, extra: int = 0, deadline: float | None = None) -> Asked:
         """Send a packed command when there is room; a coroutine awaits the reply.
 
         Args:
             command: The command; perhaps others in front of it, which leave together with it.
-            extra: How many others: their replies are dropped.
+            extra: How many others: their replies are dropped. `KEPT` for none, and for a command that is sent also
+                when its caller has been cancelled: a write happens, or it is known that it did not.
+            deadline: When the answer comes too late, by the stopwatch; left out, after the timeout.
 
         Raises:
             BackendUnavailable: The connection is lost, or the server is behind.
@@ -106,6 +111,8 @@ class Wire(Protocol):
         if len(waiting) >= _MOST_WAITING:
             raise BackendError(f"redis: more than {_MOST_WAITING:,} commands wait to be sent")
         asked = self._create_future()
+        if deadline is not None:
+            self._loop.call_later(max(deadline - stopwatch(), 0.0), self._expire, asked)
         if self._flushing:  # somebody has asked in this turn of the loop: the time is his
             waiting.append((command, asked, self._deadline, extra))
             return asked
@@ -118,14 +125,16 @@ class Wire(Protocol):
             self._loop.call_soon(self._flush)
         return asked
 
-    def urgent(self, command: bytes) -> Asked:
-        """Send a packed command now, also while the connection is opening."""
-        asked = self._loop.create_future()
+    def urgent(self, *commands: bytes) -> list[Asked]:
+        """Send packed commands now, in one write, while the connection is opening."""
+        asked = [self._loop.create_future() for _ in commands]
         if self.lost or self._transport is None:
-            asked.set_result(BackendUnavailable(_LOST))
+            for each in asked:
+                each.set_result(BackendUnavailable(_LOST))
             return asked
-        self._in_air.append((asked, stopwatch() + self._timeout))
-        self._transport.write(command)
+        deadline = stopwatch() + self._timeout
+        self._in_air.extend([(each, deadline) for each in asked])
+        self._transport.write(b"".join(commands))
         self._watch()
         return asked
 
@@ -165,9 +174,9 @@ class Wire(Protocol):
             return
         sent = 0
         batch: list[bytes] = []
-        while waiting and room > 0:
+        while waiting and room > 0 and not self._paused:
             command, asked, deadline, extra = waiting.popleft()
-            if asked.done():  # cancelled, or timed out: it was never sent
+            if asked.done() and extra != KEPT:  # cancelled: it was never sent
                 continue
             for _ in range(extra):
                 in_air.append((None, deadline))
@@ -264,6 +273,11 @@ class Wire(Protocol):
         self._end(error)
 
     # Deadlines
+
+    def _expire(self, asked: Asked) -> None:
+        """Fail a command whose operation has had its time."""
+        if not asked.done():
+            asked.set_result(BackendTimeout("redis: no answer in time"))
 
     def _watch(self) -> None:
         if not self._sweeping:

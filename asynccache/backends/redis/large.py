@@ -1,0 +1,77 @@
+"""Large values, read in chunks on a connection beside the one for small ones, so that these do not wait for them."""
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, Protocol
+
+from asynccache.backends.redis.link import Link
+from asynccache.backends.redis.pool import Pool
+from asynccache.backends.redis.replies import told
+from asynccache.backends.redis.scripts import LEASE_BYTES, LEASE_MAGIC
+from asynccache.backends.redis.wire import Asked, pack
+from asynccache.clock import stopwatch
+from asynccache.errors import BackendUnavailable
+
+__all__ = ["CHUNK", "Store", "put", "whole"]
+
+CHUNK: Final = 65_536
+"""How many bytes are read of any value; what is longer is large."""
+
+_AHEAD: Final = 4
+_HEAD: Final = 96  # the lease and the header, with its time and checksum: another value has another one
+
+
+class Store(Protocol):
+    """Whose values they are."""
+
+    def owe(self, pool: Pool, names: Sequence[bytes], error: BaseException) -> None: ...
+    async def settle(self, pool: Pool, names: Iterable[bytes]) -> None: ...
+
+
+async def put(store: Store, pool: Pool, name: bytes, command: bytes) -> None:
+    """Send a large value; one that is given up must not come later, after what others have written.
+
+    Raises:
+        BackendError: The server failed.
+    """
+    link = pool.large(pool.link(name))
+    try:
+        await store.settle(pool, (name,))
+        reply = await link.ask(command)
+        if type(reply) is not bytes:
+            await pool.again(link, reply, command)
+    except BaseException:
+        link.drop()
+        store.owe(pool, (name,), BackendUnavailable("redis: a large value was given up"))
+        raise
+
+
+async def whole(pool: Pool, link: Link, name: bytes, start: bytes) -> bytes:
+    """The value whose first chunk this is; empty when it is gone.
+
+    Raises:
+        BackendError: The server failed.
+    """
+    deadline = stopwatch() + pool.timeout
+    beside = pool.large(link)
+    length: int = told(await beside.ask(pack((b"STRLEN", name)), deadline=deadline))
+    chunks = [start]
+    asked: deque[Asked] = deque()
+    for at in range(CHUNK, length, CHUNK):
+        asked.append(beside.ask(pack((b"GETRANGE", name, at, at + CHUNK - 1)), deadline=deadline))
+        if len(asked) == _AHEAD:
+            chunks.append(told(await asked.popleft()))
+    asked.append(beside.ask(pack((b"GETRANGE", name, 0, _HEAD - 1)), deadline=deadline))
+    chunks += [told(await each) for each in asked]
+    head: bytes = chunks.pop()
+    if _identity(head) == _identity(start[:_HEAD]):
+        return b"".join(chunks)
+    data: Any = told(
+        await beside.ask(pack((b"GET", name)), deadline=deadline)
+    )  # it was replaced meanwhile, or a lease was put before it
+    return data or b""
+
+
+def _identity(head: bytes) -> tuple[bool, bytes]:
+    leased = head[:1] == bytes((LEASE_MAGIC,))
+    return leased, head[LEASE_BYTES:] if leased else head[: _HEAD - LEASE_BYTES]
