@@ -427,7 +427,7 @@ class Dispatcher:
 
     def end(self) -> None:
         """Take no more calls, and end the background work."""
-        self.closed = True
+        self.closed = self.locks.closed = True
         self.bind()
         if self.meters is not None:
             self.meters.discard(self)

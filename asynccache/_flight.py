@@ -67,6 +67,7 @@ class Flight:
         waiters: Futures of the callers.
         waits_for: The flights that its factory waits for, each with the number of its waits; ``None`` before the first.
         span: The load's span context, for those who link to it.
+        nested: Whether a factory asked for it.
         traced: Whether its span may be wanted: not when nobody records the call that it departs for.
     """
 
@@ -74,6 +75,7 @@ class Flight:
     void = False
     detached = False
     landed = False
+    nested = False
     outcome: Outcome | None = None
     task: asyncio.Task[None] | None = None
     group: "list[Flight] | None" = None

@@ -56,7 +56,15 @@ class Life:
     def until(self, end: float) -> "Life":
         """This life, but without grace and over at ``end`` at the latest: that of a copy."""
         end = min(self.fresh_until, end)
-        return Life(self.created_at, end, end, tags=self.tags, stamp=self.stamp, versions=self.versions)
+        return Life(
+            self.created_at,
+            end,
+            end,
+            refresh_at=self.refresh_at,
+            tags=self.tags,
+            stamp=self.stamp,
+            versions=self.versions,
+        )
 
 
 def commonest_ttl(usual: float, others: dict[str, float], ordinary: Iterable[str]) -> float:

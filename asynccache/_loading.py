@@ -139,6 +139,7 @@ class Loader:
                 if mine is None:
                     flights.depart(flight, self._fly(flight, prefix, factory, terms))
                 else:
+                    flight.nested = True
                     mine.start_waiting(flight)  # its first steps are taken here and now where tasks are eager
                     try:
                         flights.depart(flight, self._fly(flight, prefix, factory, terms))
@@ -278,7 +279,7 @@ class Loader:
             return (Status.VALUE, await self._run(flight, prefix, factory, terms, lease))
         finally:
             renewing.cancel()
-            self.flights.background.start(self._release(leases, lease), Context())
+            leases.abandon(lease)
 
     async def _look_remote(self, flight: Flight, terms: Terms) -> Outcome | None:
         found = await self._seats.fetch(flight.key, terms.shape, terms.refresh_ahead)
@@ -298,12 +299,17 @@ class Loader:
     async def _acquire(self, leases: Leases, flight: Flight, terms: Terms) -> tuple[Lease | None, Outcome | None]:
         """The lease, or the value that its holder has stored meanwhile; when the store fails, a lease that proves
         nothing: what is loaded is not stored, as nobody knows what others write meanwhile."""
-        failed = Lease(flight.key, NO_TOKEN)
+        failed, waited = Lease(flight.key, NO_TOKEN), False
         while True:
             lease = await self._seats.attempt("lease", leases.acquire(flight.key, ttl=_LEASE_SECONDS), failed)
             if lease is failed:
                 return failed, None
+            if lease is None and flight.nested and waited:
+                # What waits for this load holds a lease of its own, which its holder may be waiting for: one more load
+                # is better than two that wait for each other.
+                return failed, None
             if lease is None:
+                waited = True
                 ended = await self._seats.attempt("lease", leases.wait(flight.key, timeout=_LEASE_SECONDS), failed)
                 if ended is failed:
                     return failed, None
@@ -311,11 +317,11 @@ class Loader:
                 ready = await self._look_remote(flight, terms)
             except BaseException:
                 if lease is not None:
-                    self.flights.background.start(self._release(leases, lease), Context())
+                    leases.abandon(lease)
                 raise
             if ready is not None:
                 if lease is not None:
-                    await self._release(leases, lease)
+                    leases.abandon(lease)
                 return None, ready
             if lease is not None:
                 return lease, None
@@ -337,9 +343,6 @@ class Loader:
             await passed.wait()
         finally:
             timer.cancel()
-
-    async def _release(self, leases: Leases, lease: Lease) -> None:
-        await self._seats.attempt("lease", leases.release(lease), None)
 
     def _as_entry(self, found: Found | None) -> Entry | None:
         return None if found is None else as_entry(found, self._clock.epoch)

@@ -15,7 +15,7 @@ from asynccache._seats import Seats
 from asynccache.backend import Lease, Leases
 from asynccache.clock import Clock
 from asynccache.entry import Entry
-from asynccache.errors import LockTimeout
+from asynccache.errors import CacheClosed, LockTimeout
 from asynccache.telemetry import CallSpan
 
 __all__ = ["LocalLeases", "Locks"]
@@ -72,9 +72,9 @@ class LocalLeases:
 
     async def release(self, lease: Lease) -> None:
         """Give it back and wake the first in the queue."""
-        self.give_back(lease)
+        self.abandon(lease)
 
-    def give_back(self, lease: Lease) -> None:
+    def abandon(self, lease: Lease) -> None:
         """The same at once."""
         self._end(lease.key, lease.token)
 
@@ -139,6 +139,7 @@ class Locks:
     """The locks of one cache; caches on one in-process store share theirs."""
 
     def __init__(self, seats: Seats) -> None:
+        self.closed = False
         self._seats = seats
         remote = seats.remote
         granted = None if remote is None else remote.leases
@@ -176,10 +177,14 @@ class Locks:
         finally:
             try:
                 if lease is not None:
-                    await self._seats.attempt("lock", self._leases.release(lease), None)
+                    given, lease = lease, None
+                    await self._seats.attempt("lock", self._leases.release(given), None)
+            except BaseException:
+                self._leases.abandon(given)  # who is cancelled twice gives it back all the same
+                raise
             finally:
                 if turn is not None:
-                    self._queue.give_back(turn)
+                    self._queue.abandon(turn)
 
     async def _acquire(
         self, leases: Leases, name: str, ttl: float, deadline: float, turn: Lease | None
@@ -201,6 +206,8 @@ class Locks:
             if turn is not None:
                 await self._queue.renew(turn, ttl=ttl * 2)
             lease = await attempt("lock", leases.acquire(name, ttl=ttl), _NO_LEASE)
+            if self.closed:
+                raise CacheClosed("the cache was closed while its lock was waited for")
             if lease is _NO_LEASE:
                 return None
             if lease is not None:

@@ -95,6 +95,8 @@ class Options:
         """
         for name in self._given:
             if name not in self._known:
+                if not name.replace("_", "").isalnum():
+                    name = "..."  # no option looks like that, but a password may
                 near = difflib.get_close_matches(name, self._known, n=1)
                 hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(self._known))}"
                 raise ConfigError(f"{self._what} has no option {name!r}; {hint}")

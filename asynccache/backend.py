@@ -216,6 +216,10 @@ class Leases(Protocol):
         """Give it back; nothing happens when it was voided or lapsed."""
         ...
 
+    def abandon(self, lease: Lease) -> None:
+        """Give it back at the end of a task or a loop, when nothing can be awaited: as far as that goes, silently."""
+        ...
+
     async def wait(self, key: str, *, timeout: float) -> None:
         """Return when the key's lease was given back, voided or has lapsed, or after ``timeout`` seconds."""
         ...

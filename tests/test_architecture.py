@@ -46,6 +46,7 @@ FLOORS: Final[Sequence[tuple[str, Sequence[str]]]] = (
             "backends.redis.pool", "backends.redis.raw", "backends.redis.replies", "backends.redis.scripts",
             "backends.redis.sentinels", "backends.redis.slots", "backends.redis.times", "backends.redis.tracker",
             "backends.redis.wire",
+            "backends.redis.writing",
             "_arguments", "_bulk", "_copies", "_dispatcher", "_flights", "_keeping", "_listing", "_loading", "_locks",
             "_memoize", "_opening", "_seats", "_short_way", "_tags", "_typed_cache", "_urls",
         ),

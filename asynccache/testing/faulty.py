@@ -227,5 +227,10 @@ class _FaultyLeases:
     async def release(self, lease: Lease) -> None:
         await self._script.through("release", lambda: self._inner.release(lease))
 
+    def abandon(self, lease: Lease) -> None:
+        self._script.calls["release"] += 1
+        if self._script.fault("release").error is None:
+            self._inner.abandon(lease)
+
     async def wait(self, key: str, *, timeout: float) -> None:
         await self._script.through("wait", lambda: self._inner.wait(key, timeout=timeout))

@@ -233,6 +233,10 @@ class FileBackend:
         """Have a reader do a job that nobody awaits."""
         self._readers.put(job)
 
+    def tell(self, job: Job) -> None:
+        """Have the writer do a job that nobody awaits."""
+        self._writers.put(job)
+
     async def write(self, work: Put | Callable[[Connection], Any], weight: int = 0) -> Any:
         """What comes of a change; it is in the log when this returns.
 

@@ -31,6 +31,7 @@ class Store(Protocol):
 
     def now(self) -> int: ...
     def look(self, job: Job) -> None: ...
+    def tell(self, job: Job) -> None: ...
     async def row(self, key: str, entry: Entry) -> table.Row: ...
     def read(self, work: Callable[[Connection], Any]) -> Coroutine[Any, Any, Any]: ...
     def write(self, work: Callable[[Connection], Any], weight: int = 0) -> Coroutine[Any, Any, Any]: ...
@@ -68,6 +69,16 @@ class FileLeases:
         """Give it back."""
         await self._store.write(partial(_give_back, lease))
         self.ended((lease.key,))
+
+    def abandon(self, lease: Lease) -> None:
+        """Give it back, when nothing can be awaited."""
+        job = Job(get_running_loop(), partial(_give_back, lease))
+        job.future.add_done_callback(partial(self._abandoned, lease.key))
+        self._store.tell(job)
+
+    def _abandoned(self, key: str, future: "Future[Any]") -> None:
+        if not future.cancelled() and future.exception() is None:
+            self.ended((key,))
 
     async def wait(self, key: str, *, timeout: float) -> None:
         """Return when the lease was given back, voided or has lapsed, or after ``timeout`` seconds."""

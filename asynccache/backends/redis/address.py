@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from ssl import SSLContext
-from typing import Any, Final, Literal, TypeAlias, cast
+from typing import Any, Final, Literal, TypeAlias, TypeVar, cast
 from urllib.parse import SplitResult, unquote
 
 from redis.asyncio.connection import RedisSSLContext, parse_url
@@ -18,6 +18,8 @@ Address: TypeAlias = tuple[str, int] | str
 """A host and a port, or the path of a UNIX socket."""
 
 Topology: TypeAlias = Literal["single", "sentinel", "cluster"]
+
+N = TypeVar("N", int, float)
 
 _DEFAULT_PORTS: Final[Mapping[str, int]] = {"single": 6379, "sentinel": 26379, "cluster": 6379}
 _DEFAULT_TIMEOUT: Final = 0.5
@@ -79,7 +81,7 @@ def settings_of(url: SplitResult, query: Mapping[str, str]) -> Settings:
     options = Options(shown, query)
     user, _, netloc = url.netloc.rpartition("@")
     path = unquote(url.path)
-    service, db = "", _number_of(path, shown)
+    service, db = "", 0
     if topology == "sentinel":
         service, _, number = path.strip("/").partition("/")
         db = _number_of(number, shown)
@@ -92,9 +94,18 @@ def settings_of(url: SplitResult, query: Mapping[str, str]) -> Settings:
         addresses.append(path)
         db = options.integer("db", minimum=0, default=0) or 0
     else:
+        if topology != "sentinel":
+            db = _number_of(path, shown)
         db_given = options.integer("db", minimum=0, default=None)
+        if db_given is not None and path.strip("/") and topology != "sentinel":
+            raise ConfigError(f"{shown} the database is said twice: by the path and by db")
         db = db if db_given is None else db_given
-        for host in (netloc or "localhost").split(","):
+        hosts = (netloc or "localhost").split(",")
+        if not all(hosts) or any(" " in host for host in hosts):
+            raise ConfigError(f"{shown} a host is missing, or is none")
+        if topology == "single" and len(hosts) > 1:
+            raise ConfigError(f"{shown} one server has one host; say {scheme}+cluster:// or {scheme}+sentinel://")
+        for host in hosts:
             parsed = _parsed(f"redis://{host}", shown)
             addresses.append((parsed.get("host", "localhost"), parsed.get("port", _DEFAULT_PORTS[topology])))
     if topology == "cluster" and db:
@@ -118,10 +129,11 @@ def settings_of(url: SplitResult, query: Mapping[str, str]) -> Settings:
         sentinel_password=sentinel_password,
         context=_context(tls, shown) if tls else None,
         tls=tls,
-        timeout=options.duration("timeout", default=_DEFAULT_TIMEOUT) or _DEFAULT_TIMEOUT,
-        connect_timeout=options.duration("connect_timeout", default=_DEFAULT_CONNECT_TIMEOUT)
-        or _DEFAULT_CONNECT_TIMEOUT,
-        connections=options.integer("connections", minimum=1, default=1) or 1,
+        timeout=_given(options.duration("timeout", default=_DEFAULT_TIMEOUT), shown, "timeout"),
+        connect_timeout=_given(
+            options.duration("connect_timeout", default=_DEFAULT_CONNECT_TIMEOUT), shown, "connect_timeout"
+        ),
+        connections=_given(options.integer("connections", minimum=1, default=1), shown, "connections"),
         client_name=client_name,
         protocol=protocol,
     )
@@ -167,6 +179,12 @@ def _parsed(url: str, shown: str) -> Mapping[str, Any]:
     return {}
 
 
+def _given(value: N | None, shown: str, name: str) -> N:
+    if value is None:
+        raise ConfigError(f"{shown} {name} cannot be none")
+    return value
+
+
 def _number_of(text: str, shown: str) -> int:
     number = text.strip("/")
     if number and not (number.isascii() and number.isdigit()):
@@ -192,8 +210,12 @@ _FILES: Final = ("ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile")
 
 
 def _context(tls: Mapping[str, Any], shown: str) -> SSLContext:
+    for name in _FILES:
+        if name in tls and not os.path.exists(tls[name]):
+            raise ConfigError(f"{shown} {name}: there is no such file")
     made = RedisSSLContext(**{name.removeprefix("ssl_"): option for name, option in tls.items() if name != "ssl"})
     try:
         return made.get()
     except OSError as error:
-        raise ConfigError(f"{shown} a file of certificates cannot be read: {type(error).__name__}") from None
+        names = ", ".join(name for name in _FILES if name in tls)
+        raise ConfigError(f"{shown} {names}: what is there cannot be read: {type(error).__name__}") from None

@@ -1,5 +1,6 @@
 """The Redis store as caches see it: each call one round trip on a connection that all callers share."""
 
+import asyncio
 import math
 import os
 import weakref
@@ -8,8 +9,8 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any, Final, Self, final
 
 from asynccache._offloading import decoded, encoded
-from asynccache.backend import OnlyIf, Reports, StoreOptions
-from asynccache.backends.redis.address import Settings, settings_like, settings_of
+from asynccache.backend import OnlyIf, Reports
+from asynccache.backends.redis.address import Settings, settings_like
 from asynccache.backends.redis.condition import Condition
 from asynccache.backends.redis.counters import added
 from asynccache.backends.redis.intents import Intents
@@ -20,16 +21,17 @@ from asynccache.backends.redis.plain import PlainValues
 from asynccache.backends.redis.pool import Pool
 from asynccache.backends.redis.raw import RawRedis
 from asynccache.backends.redis.replies import foreign, told
-from asynccache.backends.redis.scripts import DELETE, LEASE_BYTES, LEASE_MAGIC, PUT_IF, TOUCH
+from asynccache.backends.redis.scripts import DELETE, LEASE_BYTES, LEASE_MAGIC, PUT_IF, SWAP, TOUCH
 from asynccache.backends.redis.times import milliseconds
 from asynccache.backends.redis.tracker import Tracker
 from asynccache.backends.redis.wire import KEPT, Wire, pack
+from asynccache.backends.redis.writing import change
 from asynccache.clock import Clock, SystemClock
-from asynccache.codec import Codec, codec_of
+from asynccache.codec import Codec
 from asynccache.entry import Entry
 from asynccache.errors import BackendError, BackendUnavailable, DecodeError
 
-__all__ = ["RedisBackend", "open_redis"]
+__all__ = ["RedisBackend"]
 
 _KEYS_AT_ONCE: Final = 500
 _MOST_TRIES: Final = 64
@@ -78,7 +80,7 @@ class RedisBackend:
         """The value of an entry of which it says all, or what `get` returns."""
         name = key.encode()
         pool = self.pool()
-        if self.intents.keys:
+        if self.intents.keys or pool.large_writes:
             await self.settle(pool, (name,))
         link = pool.link(name)
         command = pack((b"GETRANGE", name, 0, CHUNK - 1))
@@ -96,7 +98,7 @@ class RedisBackend:
             return (await self._plain.get_many([key])).get(key)
         name = key.encode()
         pool = self.pool()
-        if self.intents.keys:
+        if self.intents.keys or pool.large_writes:
             await self.settle(pool, (name,))
         link = pool.link(name)
         command = pack((b"GETRANGE", name, 0, CHUNK - 1))
@@ -115,7 +117,11 @@ class RedisBackend:
         if type(data) is not bytes:
             raise BackendError("redis: an answer of another kind")
         if len(data) == CHUNK:
-            data = await whole(pool, link, name, data)
+            try:
+                data = await whole(pool, link, name, data)
+            except BackendError as error:
+                self.reports.tell("an entry could not be read", foreign(error))
+                return None
         return await self._entry(key, data, pool.offset) if data else None
 
     async def get_many(self, keys: Sequence[str]) -> dict[str, Entry]:
@@ -126,7 +132,7 @@ class RedisBackend:
             return await self._plain.get_many(keys)
         pool = self.pool()
         names = {key: key.encode() for key in keys}
-        if self.intents.keys:
+        if self.intents.keys or pool.large_writes:
             await self.settle(pool, names.values())
         found: Sequence[Any]
         if pool.clustered:
@@ -134,9 +140,10 @@ class RedisBackend:
         else:
             found = await pool.ask(names[keys[0]], b"MGET", *names.values())
         entries: dict[str, Entry] = {}
+        answered = any(not isinstance(data, Exception) for data in found)  # one node away is no reason to miss all
         for key, data in zip(names, found, strict=True):
             if isinstance(data, Exception):
-                self.reports.tell("an entry could not be read", foreign(data))
+                self.reports.tell("an entry could not be read", foreign(data, away=answered))
             elif data:
                 entry = await self._entry(key, data, pool.offset)
                 if entry is not None:
@@ -150,7 +157,7 @@ class RedisBackend:
         link = pool.link(name)
         if not pool.met:
             await self._meet(pool, name)
-        if only_if is not None and self.intents.keys:
+        if (only_if is not None and self.intents.keys) or pool.large_writes:
             await self.settle(pool, (name,))
         now = self.now()
         data = await encoded(self.codec, key, entry, pool.offset)
@@ -158,19 +165,23 @@ class RedisBackend:
         if only_if is not None:
             if self.codec.plain:
                 return await self._plain.put_if(name, only_if, left, data)
-            return bool(await pool.run(name, PUT_IF, (name,), only_if, now + pool.offset, left, data))
+            if await pool.run(name, PUT_IF, (name,), only_if, now + pool.offset, left, data):
+                return True
+            return only_if == "absent" and await self._replaced(pool, key, name, left, data)
         command = pack((b"SET", name, data) if left == "" else (b"SET", name, data, b"PX", left))
         if len(data) >= CHUNK:
             await put(self, pool, name, command)
             return True
         if self.intents.keys:
-            self.intents.done((name,))  # in the order of the commands: what is repaid from now on comes after this one
+            self.intents.superseded(
+                (name,)
+            )  # in the order of the commands: what is repaid from now on comes after this one
         try:
             reply = await link.ask(command, KEPT)
             if type(reply) is not bytes:
                 await pool.again(link, reply, command)
-        except BaseException as error:
-            self.owe(pool, (name,), error)
+        except BaseException:
+            self.owe(pool, (name,))
             raise
         return True
 
@@ -188,15 +199,7 @@ class RedisBackend:
             data = await encoded(self.codec, key, entry, pool.offset)
             left = milliseconds(entry.expires_at - now)
             commands.append((name, pack((b"SET", name, data) if left == "" else (b"SET", name, data, b"PX", left))))
-        names = [name for name, _ in commands]
-        if self.intents.keys:
-            self.intents.done(names)
-        try:
-            for reply in await pool.ask_all(commands, extra=KEPT):
-                told(reply)
-        except BaseException as error:
-            self.owe(pool, names, error)
-            raise
+        await change(self, pool, [([name], command) for name, command in commands])
 
     async def delete(self, keys: Sequence[str]) -> int:
         """Remove them; how many had a fresh entry."""
@@ -204,30 +207,19 @@ class RedisBackend:
             return 0
         pool = self.pool()
         names = list(dict.fromkeys(key.encode() for key in keys))
-        try:
-            if not pool.met:
-                await pool.meet(names[0])
-            count = 0
-            if self.intents.keys:
-                self.intents.done(names)
-            for reply in await pool.ask_all(self._deletions(pool, names), DELETE, KEPT):
-                count += told(reply)
-        except BaseException as error:
-            self.owe(pool, names, error)
-            raise
-        return count
-
-    def _deletions(self, pool: Pool, names: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
-        now = self.now()
-        return [
+        if not pool.met:
+            await self._meet(pool, *names)
+        now = self.now() + pool.offset
+        commands = [
             (
-                group[0],
+                group,
                 pack((b"UNLINK", *group))
                 if self.codec.plain
-                else pack((b"EVALSHA", DELETE.sha, len(group), *group, now + pool.offset)),
+                else pack((b"EVALSHA", DELETE.sha, len(group), *group, now)),
             )
             for group in pool.grouped(names, _KEYS_AT_ONCE)
         ]
+        return sum(await change(self, pool, commands, DELETE))
 
     async def touch(self, key: str, *, fresh_until: float, expires_at: float) -> bool:
         """Give a fresh entry new times."""
@@ -235,7 +227,7 @@ class RedisBackend:
         pool = self.pool()
         if not pool.met:
             await pool.meet(name)
-        if self.intents.keys:
+        if self.intents.keys or pool.large_writes:
             await self.settle(pool, (name,))
         offset = pool.offset
         now = self.now()
@@ -246,8 +238,8 @@ class RedisBackend:
         grace = "" if expires_at == math.inf or fresh == "" else repr(max(expires_at - fresh_until, 0.0))
         try:
             return bool(await pool.run(name, TOUCH, (name,), now + offset, fresh, grace, left))
-        except BaseException as error:
-            self.owe(pool, (name,), error)
+        except BaseException:
+            self.owe(pool, (name,))
             raise
 
     async def incr(self, key: str, delta: int, *, ttl: float | None) -> int:
@@ -345,9 +337,6 @@ class RedisBackend:
     def lost(self, link: Link) -> None:
         """Take it that everything has changed: messages may have been missed."""
         self._changed(None)
-        latest, pool = self._latest
-        if pool is not None and latest is not None:
-            pool.lost(link)
 
     def _changed(self, names: Sequence[bytes] | None) -> None:
         if self.leases is not None:
@@ -362,38 +351,41 @@ class RedisBackend:
         if pool.clustered and not pool.mapped:
             [asked] = wire.urgent(pack(("CLUSTER", "SLOTS")))
             pool.learn(link, told(await asked))
-        mine = [name for name in self.intents.keys if pool.link(name) is link]
+        mine = [item for item in list(self.intents.keys.items()) if pool.link(item[0]) is link]
         for start in range(0, len(mine), _KEYS_AT_ONCE):
-            names = mine[start : start + _KEYS_AT_ONCE]
-            replies = [await each for each in wire.urgent(*(pack(("UNLINK", name)) for name in names))]
-            self.intents.done(
-                name for name, reply in zip(names, replies, strict=True) if not isinstance(reply, Exception)
-            )
+            owed = mine[start : start + _KEYS_AT_ONCE]
+            for (name, failure), asked in zip(
+                owed, wire.urgent(*(pack(("UNLINK", name)) for name, _ in owed)), strict=True
+            ):
+                if not isinstance(await asked, Exception):
+                    self.intents.paid(name, failure)
 
     def now(self) -> float:
         """Seconds since 1970 by the cache's clock."""
         return self.clock.monotonic() + self.clock.epoch
 
-    def owe(self, pool: Pool, names: Sequence[bytes], error: BaseException) -> None:
-        """Have keys deleted when the server takes it, whose writing has failed: what it has is not what was wanted.
-
-        A write whose caller was cancelled has not failed: on an open connection it happens, in its order.
-        """
-        if isinstance(error, BackendError) or not pool.link(names[0]).up:
-            self.intents.add(names)
-            pool.repay()
+    def owe(self, pool: Pool, names: Sequence[bytes]) -> None:
+        """Have keys deleted when the server takes it, whose writing has failed or was given up: what it has may not be
+        what was wanted."""
+        self.intents.add(names)
+        pool.repay()
 
     async def settle(self, pool: Pool, names: Iterable[bytes]) -> None:
-        """Delete what is owed of these keys, before anything else is done with them.
+        """Before anything else is done with these keys: wait for large writes of them, delete what is owed.
 
         Raises:
             BackendError: The server does not take it.
         """
-        owed = [name for name in names if name in self.intents.keys]
+        if pool.large_writes:
+            for name in names:
+                if name in pool.large_writes:
+                    await asyncio.wait([pool.large_writes[name]], timeout=self.settings.timeout)
+        owed = {name: self.intents.keys[name] for name in names if name in self.intents.keys}
         if owed:
-            for reply in await pool.ask_all([(name, pack((b"UNLINK", name))) for name in owed]):
+            replies = await pool.ask_all([(name, pack((b"UNLINK", name))) for name in owed])
+            for (name, failure), reply in zip(owed.items(), replies, strict=True):
                 told(reply)
-            self.intents.done(owed)
+                self.intents.paid(name, failure)
 
     def forget(self) -> None:
         """Start anew in a forked child: the connections are the parent's, and stay untouched."""
@@ -407,9 +399,16 @@ class RedisBackend:
         """Know the server's clock before something is written by it."""
         try:
             await pool.meet(names[0])
-        except BaseException as error:
-            self.owe(pool, names, error)
+        except BaseException:
+            self.owe(pool, names)
             raise
+
+    async def _replaced(self, pool: Pool, key: str, name: bytes, left: int | str, data: bytes) -> bool:
+        """Whether what seemed to be there could not be read, and was replaced: it is as good as absent."""
+        old = await pool.ask(name, b"GET", name)
+        if not old or await self._entry(key, old, pool.offset) is not None:
+            return False
+        return bool(await pool.run(name, SWAP, (name,), old, data, left))
 
     # Reading
 
@@ -425,15 +424,6 @@ class RedisBackend:
             self.reports.tell("an entry could not be read", error)
             return None
         return None if entry.expires_at <= self.now() else entry
-
-
-def open_redis(options: StoreOptions) -> RedisBackend:
-    """The store of a ``redis://`` URL, or of one of its relatives.
-
-    Raises:
-        ConfigError: The URL is not complete, or an option is unknown or ill-typed.
-    """
-    return RedisBackend(settings_of(options.url, options.query), codec=codec_of(options.codec), clock=options.clock)
 
 
 _all: "weakref.WeakSet[RedisBackend]" = weakref.WeakSet()

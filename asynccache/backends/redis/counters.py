@@ -51,8 +51,10 @@ async def added(store: Store, key: str, delta: int, ttl: float | None) -> int:
             now + offset, str(delta), left, new, "" if check is None else str(check),
         )  # fmt: skip
         reply = await pool.run(name, ADD, (name,), *arguments)
-        if type(reply) is not list:
+        if type(reply) is bytes:
             return int(reply)
+        if type(reply) is not list or not reply or type(reply[0]) is not bytes:
+            raise BackendError("redis: an answer of another kind")
         # The entry is sealed, tagged or no whole number of 64 bits: it is added to here, and replaced if nobody was
         # faster.
         data = reply[0]
@@ -65,6 +67,6 @@ async def added(store: Store, key: str, delta: int, ttl: float | None) -> int:
             raise TypeError(f"a counter holds an integer, this key holds {type(entry.value).__name__}")
         total = entry.value + delta
         changed = codec.encode(key, replace(entry, value=total), offset)
-        if await pool.run(name, SWAP, (name,), data, changed):
+        if await pool.run(name, SWAP, (name,), data, changed, "keep"):
             return total
     raise BackendError("redis: too many write to this counter at once")

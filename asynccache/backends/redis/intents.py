@@ -6,6 +6,7 @@ is bounded, and repeating it twice does no harm. What was to be cleared is not r
 """
 
 from collections.abc import Iterable
+from itertools import islice
 from typing import Final, final
 
 __all__ = ["Intents"]
@@ -23,7 +24,7 @@ class Intents:
     """
 
     def __init__(self) -> None:
-        self.keys: dict[bytes, None] = {}
+        self.keys: dict[bytes, object] = {}
         self.lost = 0
 
     def __len__(self) -> int:
@@ -31,7 +32,7 @@ class Intents:
 
     def add(self, keys: Iterable[bytes]) -> None:
         """Have the keys deleted when that can be."""
-        self.keys.update(dict.fromkeys(keys))
+        self.keys.update(dict.fromkeys(keys, object()))
         while len(self.keys) > _MOST_KEYS:
             try:
                 del self.keys[next(iter(self.keys))]
@@ -39,12 +40,16 @@ class Intents:
                 return
             self.lost += 1
 
-    def some(self, count: int) -> list[bytes]:
-        """The oldest of them, which stay until they are done."""
-        keys = list(self.keys)
-        return keys[:count]
+    def some(self, count: int) -> dict[bytes, object]:
+        """The oldest of them, each with what stands for its latest failure."""
+        return dict(islice(list(self.keys.items()), count))
 
-    def done(self, keys: Iterable[bytes]) -> None:
-        """Forget those that were deleted, or written anew."""
+    def paid(self, key: bytes, failure: object) -> None:
+        """Forget a key that was deleted, unless it has failed again meanwhile."""
+        if self.keys.get(key) is failure:
+            self.keys.pop(key, None)
+
+    def superseded(self, keys: Iterable[bytes]) -> None:
+        """Forget keys whose newest write is on its way."""
         for key in keys:
             self.keys.pop(key, None)

@@ -8,9 +8,9 @@ from asynccache.backends.redis.link import Link
 from asynccache.backends.redis.pool import Pool
 from asynccache.backends.redis.replies import told
 from asynccache.backends.redis.scripts import LEASE_BYTES, LEASE_MAGIC
-from asynccache.backends.redis.wire import Asked, pack
+from asynccache.backends.redis.wire import KEPT, Asked, pack
 from asynccache.clock import stopwatch
-from asynccache.errors import BackendUnavailable
+from asynccache.errors import BackendError
 
 __all__ = ["CHUNK", "Store", "put", "whole"]
 
@@ -24,7 +24,7 @@ _HEAD: Final = 96  # the lease and the header, with its time and checksum: anoth
 class Store(Protocol):
     """Whose values they are."""
 
-    def owe(self, pool: Pool, names: Sequence[bytes], error: BaseException) -> None: ...
+    def owe(self, pool: Pool, names: Sequence[bytes]) -> None: ...
     async def settle(self, pool: Pool, names: Iterable[bytes]) -> None: ...
 
 
@@ -34,16 +34,31 @@ async def put(store: Store, pool: Pool, name: bytes, command: bytes) -> None:
     Raises:
         BackendError: The server failed.
     """
+    await store.settle(pool, (name,))
     link = pool.large(pool.link(name))
+    asked = link.ask(command, KEPT)
+    pool.large_writes[name] = asked
+    asked.add_done_callback(lambda _: pool.large_writes.pop(name, None))
     try:
-        await store.settle(pool, (name,))
-        reply = await link.ask(command)
+        reply = await _unbound(pool, asked)
         if type(reply) is not bytes:
             await pool.again(link, reply, command)
-    except BaseException:
+    except BackendError:
         link.drop()
-        store.owe(pool, (name,), BackendUnavailable("redis: a large value was given up"))
+        store.owe(pool, (name,))
         raise
+
+
+def _unbound(pool: Pool, asked: Asked) -> Asked:
+    """What can be cancelled, when a caller is, without the write: what comes after it has to wait for it."""
+    waiter: Asked = pool.loop.create_future()
+
+    def tell(asked: Asked) -> None:
+        if not waiter.done():
+            waiter.set_result(asked.result())
+
+    asked.add_done_callback(tell)
+    return waiter
 
 
 async def whole(pool: Pool, link: Link, name: bytes, start: bytes) -> bytes:

@@ -26,7 +26,7 @@ from asynccache.backends.redis.scripts import (
 )
 from asynccache.backends.redis.times import milliseconds
 from asynccache.backends.redis.tracker import Waiters
-from asynccache.backends.redis.wire import pack
+from asynccache.backends.redis.wire import KEPT, pack
 from asynccache.clock import Clock
 from asynccache.codec import Codec
 from asynccache.entry import Entry
@@ -52,7 +52,7 @@ class Store(Protocol):
     def track_all(self) -> bool: ...
     def pool(self) -> Pool: ...
     def now(self) -> float: ...
-    def owe(self, pool: Pool, names: Sequence[bytes], error: BaseException) -> None: ...
+    def owe(self, pool: Pool, names: Sequence[bytes]) -> None: ...
     async def settle(self, pool: Pool, names: Iterable[bytes]) -> None: ...
 
 
@@ -76,11 +76,13 @@ class RedisLeases:
         try:
             fence = await pool.run(name, ACQUIRE, (name,), now, record, milliseconds(ttl), bound)
         except BaseException:
-            pool.later(pool.run(name, RELEASE, (name,), token))  # it may have been granted, and nobody knows
+            pool.tell(name, RELEASE, token)  # it may have been granted, and nobody knows
             raise
-        if type(fence) is not int and type(fence) is not bytes:
+        if type(fence) is bytes and fence.isdigit():
+            return Lease(key, token, int(fence))
+        if fence != 0 or type(fence) is not int:
             raise BackendError("redis: an answer of another kind")
-        return Lease(key, token, int(fence)) if fence else None
+        return None
 
     async def renew(self, lease: Lease, *, ttl: float) -> bool:
         """Hold it for ``ttl`` seconds from now; ``False`` when it was voided or lapsed."""
@@ -102,14 +104,19 @@ class RedisLeases:
         left = milliseconds(entry.expires_at - now)
         try:
             return bool(await pool.run(name, COMMIT, (name,), now + offset, lease.token, left, data))
-        except BaseException as error:
-            self._store.owe(pool, (name,), error)
+        except BaseException:
+            self._store.owe(pool, (name,))
             raise
 
     async def release(self, lease: Lease) -> None:
         """Give it back."""
         name = lease.key.encode()
-        await self._store.pool().run(name, RELEASE, (name,), lease.token)
+        await self._store.pool().run(name, RELEASE, (name,), lease.token, extra=KEPT)
+
+    def abandon(self, lease: Lease) -> None:
+        """Give it back, when nothing can be awaited."""
+        name = lease.key.encode()
+        self._store.pool().tell(name, RELEASE, lease.token)
 
     async def wait(self, key: str, *, timeout: float) -> None:
         """Return when the lease was given back, voided or has lapsed, or after ``timeout`` seconds."""
@@ -127,7 +134,7 @@ class RedisLeases:
             try:
                 link = pool.link(name)
                 record = await self._record(pool, name)
-                if len(record) < LEASE_BYTES or record[0] != LEASE_MAGIC:
+                if len(record) < LEASE_BYTES or record[0] != LEASE_MAGIC or not record[17:].isdigit():
                     return
                 token, previous = record[1:17], token
                 until = int(record[17:32]) / 1_000 - pool.offset

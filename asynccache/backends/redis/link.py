@@ -11,9 +11,7 @@ from asynccache._background import Background
 from asynccache._breaker import Breaker, BreakerState
 from asynccache.backends.redis.address import Address, Settings
 from asynccache.backends.redis.greeting import greet
-from asynccache.backends.redis.intents import Intents
 from asynccache.backends.redis.replies import ErrorReply, code_of, translated
-from asynccache.backends.redis.tracker import Tracker
 from asynccache.backends.redis.wire import Asked, Wire, pack
 from asynccache.clock import Clock, stopwatch
 from asynccache.errors import BackendError, BackendTimeout, BackendUnavailable
@@ -23,7 +21,6 @@ __all__ = ["Link", "Owner", "answered"]
 
 _IDLE_SECONDS: Final = 1.0
 _DROP_SECONDS: Final = 1.0
-_YOUNG_SECONDS: Final = 1.0
 _DROPPING: Final = frozenset(("READONLY", "LOADING", "NOAUTH", "MASTERDOWN", "MAX"))
 
 
@@ -32,8 +29,6 @@ class Owner(Protocol):
 
     settings: Settings
     clock: Clock
-    intents: Intents
-    coherence: Tracker
 
     @property
     def track_all(self) -> bool:
@@ -93,7 +88,7 @@ class Link:
         self._wire: Wire | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._dropped_at = -_DROP_SECONDS
-        self._opened_at = -_YOUNG_SECONDS
+        self._given_up = False
         self._closed = False
         self.address: Address | None = None
         self.offset = 0.0
@@ -168,14 +163,14 @@ class Link:
 
     def drop(self) -> None:
         """Close the connection; the next command makes another."""
-        self._opened_at = -_YOUNG_SECONDS
+        self._given_up = True
         if self._wire is not None:
             self._wire.close(BackendUnavailable("redis: the connection was given up"))
 
     def close(self) -> None:
         """Close it for good."""
         self._closed = True
-        self._opened_at = -_YOUNG_SECONDS
+        self._given_up = True
         if self._wire is not None:
             self._wire.close(BackendUnavailable("redis: the store is closed"))
 
@@ -194,6 +189,7 @@ class Link:
             lost=self._lost,
         )
         self._wire = wire
+        self._given_up = False
         tripped = self._breaker.tripped
         self.attempts += 1
         self._background.start(self._live(wire), Context())
@@ -209,15 +205,16 @@ class Link:
         try:
             async with asyncio.timeout(settings.connect_timeout):
                 await self._connect(wire)
-                greeting = await greet(
-                    wire, settings, self._owner.clock, track_all=self._owner.track_all, master=self._master
-                )
+                tracked_all = self._owner.track_all
+                greeting = await greet(wire, settings, self._owner.clock, track_all=tracked_all, master=self._master)
                 self.offset, self.tracking = greeting.offset, greeting.tracking
+                if self.tracking and self._owner.track_all and not tracked_all:
+                    for each in wire.urgent(_TRACK_NOTHING, _TRACK_ALL):  # somebody has come to rely on it meanwhile
+                        self.tracking = not isinstance(await each, Exception)
                 await self._owner.opening(self, wire)
             if not wire.lost:
                 opened = True
                 self._breaker.succeeded()
-                self._opened_at = stopwatch()
                 self._keeper = asyncio.current_task()
                 wire.open()
                 await self._keep(wire)
@@ -227,7 +224,7 @@ class Link:
             failure = BackendUnavailable("redis: what answers there is no Redis")
             failure.__cause__ = error
         finally:
-            if not opened:
+            if not opened and not self._given_up:
                 self._breaker.failed()
             wire.close(failure)
 
@@ -259,8 +256,9 @@ class Link:
                     pass  # it is late, or lost: whoever asks next is told
 
     def _lost(self, error: BaseException | None) -> None:
-        if isinstance(error, BackendTimeout) or stopwatch() - self._opened_at < _YOUNG_SECONDS:
-            self._breaker.failed()  # silent, or lost as soon as it was there
+        wire = self._wire
+        if isinstance(error, BackendTimeout) or (wire is not None and not wire.proved and not self._given_up):
+            self._breaker.failed()  # silent, or lost before it was good for anything
         self.tracking = False
         keeper, self._keeper = self._keeper, None
         if keeper is not None:
@@ -282,6 +280,8 @@ def answered(trip: RoundTrip, asked: Asked) -> None:
 
 _AWAY: Final = "redis: the server is away"
 _PING: Final = pack(("PING",))
+_TRACK_NOTHING: Final = pack(("CLIENT", "TRACKING", "OFF"))
+_TRACK_ALL: Final = pack(("CLIENT", "TRACKING", "ON"))
 
 
 def _failure(error: BaseException) -> BackendError:

@@ -1,7 +1,7 @@
 """Values that other programs read: the serializer's bytes alone, whose times are the server's."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Final, Protocol, final
 
@@ -13,7 +13,7 @@ from asynccache.backends.redis.times import milliseconds
 from asynccache.backends.redis.wire import pack
 from asynccache.codec import Codec
 from asynccache.entry import Entry
-from asynccache.errors import BackendError, DecodeError
+from asynccache.errors import BackendError, DecodeError, EncodeError
 
 __all__ = ["PlainValues", "Store"]
 
@@ -28,6 +28,7 @@ class Store(Protocol):
 
     def pool(self) -> Pool: ...
     def now(self) -> float: ...
+    async def settle(self, pool: Pool, names: Iterable[bytes]) -> None: ...
 
 
 @final
@@ -42,7 +43,9 @@ class PlainValues:
         store = self._store
         names = {key: key.encode() for key in keys}
         commands = [(name, pack((command, name))) for name in names.values() for command in (b"GET", b"PTTL")]
-        replies = await store.pool().ask_all(commands)
+        pool = store.pool()
+        await store.settle(pool, names.values())
+        replies = await pool.ask_all(commands)
         entries: dict[str, Entry] = {}
         now = store.now()
         for key, data, left in zip(names, replies[::2], replies[1::2], strict=True):
@@ -60,6 +63,7 @@ class PlainValues:
 
     async def put_if(self, name: bytes, only_if: OnlyIf, left: int | str, data: bytes) -> bool:
         """Store it, if the condition holds."""
+        await self._store.settle(self._store.pool(), (name,))
         condition = b"NX" if only_if == "absent" else b"XX"
         lasting: tuple[Any, ...] = () if left == "" else (b"PX", left)
         return await self._store.pool().ask(name, b"SET", name, data, condition, *lasting) is not None
@@ -73,14 +77,21 @@ class PlainValues:
 
     async def incr(self, name: bytes, delta: int, ttl: float | None) -> int:
         """Add to a number."""
+        if not -(2**63) <= delta < 2**63:
+            raise EncodeError("a plain counter has 64 bits")
+        store = self._store
+        pool = store.pool()
+        await store.settle(pool, (name,))
         commands = [(name, pack((b"INCRBY", name, delta)))]
         if ttl is not None:
             commands.insert(0, (name, pack((b"SET", name, 0, b"NX", b"PX", milliseconds(ttl)))))
-        reply = (await self._store.pool().ask_all(commands))[-1]
-        try:
-            total: int = told(reply)
-        except BackendError as error:
-            if error.__cause__ is not None and code_of(error.__cause__) in ("NOTINT", "WRONGTYPE"):
+        reply = (await pool.ask_all(commands))[-1]
+        if isinstance(reply, BackendError) and reply.__cause__ is not None:
+            code = code_of(reply.__cause__)
+            if code == "WRONGTYPE":  # nothing that could be read: it is as good as absent, and nothing was done
+                await pool.ask(name, b"DEL", name)
+                reply = (await pool.ask_all(commands))[-1]
+            elif code == "NOTINT":
                 raise TypeError("a counter holds an integer, this key holds something else") from None
-            raise
+        total: int = told(reply)
         return total

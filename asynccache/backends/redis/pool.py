@@ -2,19 +2,21 @@
 
 import asyncio
 from binascii import crc_hqx
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextvars import Context
 from functools import partial
-from typing import Any, Final, final
+from typing import Any, Final, Protocol, final
 
 from asynccache._background import Background
 from asynccache.backends.redis.address import Address
-from asynccache.backends.redis.link import Link, Owner, answered
+from asynccache.backends.redis.intents import Intents
+from asynccache.backends.redis.link import Link, Owner
 from asynccache.backends.redis.replies import ErrorReply, code_of, told
 from asynccache.backends.redis.scripts import Script
-from asynccache.backends.redis.sentinels import find_master
+from asynccache.backends.redis.sentinels import Sentinels
 from asynccache.backends.redis.slots import SLOTS, slot_of
-from asynccache.backends.redis.wire import pack
+from asynccache.backends.redis.tracker import Tracker
+from asynccache.backends.redis.wire import Asked, pack
 from asynccache.clock import stopwatch
 from asynccache.errors import BackendError, BackendUnavailable
 from asynccache.telemetry import recording, round_trip
@@ -32,6 +34,13 @@ _REPAY_SECONDS: Final = 0.25
 _REPAY_KEYS: Final = 500
 
 
+class Store(Owner, Protocol):
+    """What a pool needs of the store that it belongs to."""
+
+    intents: Intents
+    coherence: Tracker
+
+
 @final
 class Pool:
     """The servers as one loop sees them.
@@ -42,13 +51,15 @@ class Pool:
 
     Attributes:
         timeout: Seconds for an operation.
+        large_writes: Those on their way, by key: what comes after them waits.
         met: Whether a server has been greeted.
         offset: Seconds by which the servers' clock is ahead of the cache's.
     """
 
-    def __init__(self, owner: Owner, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, owner: Store, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self.timeout = owner.settings.timeout
+        self.large_writes: dict[bytes, Asked] = {}
         self.met = False
         self.offset = 0.0
         self._owner = owner
@@ -63,6 +74,7 @@ class Pool:
         settings = owner.settings
         self.clustered = settings.topology == "cluster"
         self._only: Link | None = None
+        self._sentinels = Sentinels(owner.settings, owner.clock, loop, self._background)
         if self.clustered:
             self._slots = [None] * SLOTS
         else:
@@ -130,7 +142,7 @@ class Pool:
 
     async def _locate(self) -> Address:
         if self._settings.topology == "sentinel":
-            return await find_master(self._settings, self._background)
+            return await self._sentinels.master()
         return self._settings.addresses[0]
 
     # The servers' clock
@@ -173,6 +185,7 @@ class Pool:
         keys: Sequence[bytes],
         *arguments: str | bytes | float,
         deadline: float | None = None,
+        extra: int = 0,
     ) -> Any:
         """What a script returns that runs where a key is.
 
@@ -182,7 +195,7 @@ class Pool:
         command = pack((b"EVALSHA", script.sha, len(keys), *keys, *arguments))
         link = self.link(key)
         until = deadline or stopwatch() + self.timeout
-        reply = await link.ask(command, deadline=deadline)
+        reply = await link.ask(command, extra, deadline=deadline)
         if isinstance(reply, Exception):
             return await self.again(link, reply, command, script.source, until)
         return reply
@@ -198,44 +211,38 @@ class Pool:
             extra: `KEPT` for writes.
         """
         asked: list[tuple[Link, Any, bytes]] = []
-        trip, last = None, None
+        trip = None
         several = len(commands) > 1
         if several and recording():
             trip = round_trip("PIPELINE", self.link(commands[0][0]).where(), len(commands))
         for key, command in commands:
             link = self.link(key)
             try:
-                last = link.ask(command, extra, traced=not several)
-                asked.append((link, last, command))
+                asked.append((link, link.ask(command, extra, traced=not several), command))
             except BackendError as error:
                 asked.append((link, error, command))
-        if trip is not None:
-            if last is None:
-                trip.end(asked[-1][1])
-            else:
-                last.add_done_callback(partial(answered, trip))
         deadline = stopwatch() + self.timeout
+        source = "" if script is None else script.source
         replies: list[Any] = []
-        for link, answer, command in asked:
-            reply = answer if isinstance(answer, Exception) else await answer
-            if isinstance(reply, Exception):
-                try:
-                    reply = await self.again(link, reply, command, "" if script is None else script.source, deadline)
-                except BackendError as error:
-                    reply = error
-            replies.append(reply)
+        try:
+            for link, answer, command in asked:
+                reply = answer if isinstance(answer, Exception) else await answer
+                if isinstance(reply, Exception):
+                    try:
+                        reply = await self.again(link, reply, command, source, deadline)
+                    except BackendError as error:
+                        reply = error
+                replies.append(reply)
+        finally:
+            if trip is not None:
+                failure = next((each for each in replies if isinstance(each, Exception)), None)
+                trip.end(failure, None)
         return replies
 
-    def grouped(self, keys: Sequence[bytes], most: int) -> Iterable[Sequence[bytes]]:
-        """The keys in groups that one command can have."""
-        if not self.clustered:
-            for start in range(0, len(keys), most):
-                yield keys[start : start + most]
-            return
-        of_slot: dict[int, list[bytes]] = {}
-        for key in keys:
-            of_slot.setdefault(slot_of(key), []).append(key)
-        yield from of_slot.values()
+    def grouped(self, keys: Sequence[bytes], most: int) -> list[Sequence[bytes]]:
+        """The keys in groups that one command can have; in a cluster, where slots move, each by itself."""
+        step = 1 if self.clustered else most
+        return [keys[start : start + step] for start in range(0, len(keys), step)]
 
     async def again(
         self, link: Link, failure: Exception, command: bytes, source: str = "", deadline: float | None = None
@@ -259,7 +266,8 @@ class Pool:
         reply: Any = failure
         for _ in range(_MOST_REDIRECTIONS):
             code = code_of(reply) if isinstance(reply, ErrorReply) else ""
-            extra, alone = 0, command
+            alone = command
+            extra = 0
             if code == "NOSCRIPT" and source:
                 extra, command = 1, pack(("SCRIPT", "LOAD", source)) + command  # in one round trip
             elif code in ("MOVED", "ASK") and self.clustered:
@@ -323,9 +331,15 @@ class Pool:
             if not self._nodes[address].load:
                 self._nodes.pop(address).close()
 
-    def later(self, work: Coroutine[Any, Any, Any]) -> None:
-        """Do something that nobody waits for, and whose failure harms nobody."""
-        self._background.start(_unheard(work), Context())
+    def tell(self, key: bytes, script: Script, *arguments: str) -> None:
+        """Have a script run, after what was asked before, when the server can be reached; nobody hears of it."""
+        link = self.link(key)
+        if link.up:
+            try:
+                load = pack(("SCRIPT", "LOAD", script.source))
+                link.ask(load + pack((b"EVALSHA", script.sha, 1, key, *arguments)), 1, traced=False)
+            except BackendError:
+                pass
 
     # What is owed
 
@@ -339,29 +353,24 @@ class Pool:
         try:
             while not self._closed:
                 await asyncio.sleep(_REPAY_SECONDS)
-                names = self._owner.intents.some(_REPAY_KEYS)
-                if not names:
+                owed = self._owner.intents.some(_REPAY_KEYS)
+                if not owed:
                     return
-                for name, reply in zip(
-                    names, await self.ask_all([(name, pack((b"UNLINK", name))) for name in names]), strict=True
-                ):
+                replies = await self.ask_all([(name, pack((b"UNLINK", name))) for name in owed])
+                for (name, failure), reply in zip(owed.items(), replies, strict=True):
                     if not isinstance(reply, Exception):
-                        self._owner.intents.done((name,))
+                        self._owner.intents.paid(name, failure)
         finally:
             self._repaying = False
 
     # Ending
-
-    def lost(self, link: Link) -> None:
-        """A connection is gone: perhaps the cluster has changed."""
-        if self.clustered and self.loop.is_running():
-            self.refresh()
 
     def close(self) -> None:
         """Close all; from the pool's own loop."""
         self._closed = True
         for link in self.links():
             link.close()
+        self._sentinels.close()
         self._background.end()
 
     async def aclose(self) -> None:
@@ -374,12 +383,17 @@ class Pool:
         for link in self.links():
             if link.up:
                 self._owner.coherence.connected(told=False, log=False)
-                self.later(self._track(link))
+                self._background.start(self._track(link), Context())
 
     async def _track(self, link: Link) -> None:
-        for command in (("CLIENT", "TRACKING", "OFF"), ("CLIENT", "TRACKING", "ON")):
-            reply = await link.ask(pack(command))
-        self._owner.coherence.connected(told=not isinstance(reply, Exception))
+        try:
+            for command in (("CLIENT", "TRACKING", "OFF"), ("CLIENT", "TRACKING", "ON")):
+                told(await link.ask(pack(command)))
+        except BackendError:
+            self._owner.coherence.connected(told=False)
+        else:
+            self._owner.coherence.changed(None)
+            self._owner.coherence.connected(told=True)
 
     def call(self, what: Callable[[], object]) -> None:
         """Have the pool's loop call it, from any thread."""
@@ -387,13 +401,6 @@ class Pool:
             self.loop.call_soon_threadsafe(what)
         except RuntimeError:
             pass  # the loop has ended, and has closed the connections
-
-
-async def _unheard(work: Coroutine[Any, Any, Any]) -> None:
-    try:
-        await work
-    except BackendError:
-        pass
 
 
 async def _here(address: Address) -> Address:

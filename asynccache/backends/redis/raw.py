@@ -79,8 +79,13 @@ class RawRedis:
         if not transaction:
             return await pool.ask_all([(_key_of(command), pack(tuple(command))) for command in commands])
         whole = b"".join((_MULTI, *(pack(tuple(command)) for command in commands), _EXEC))
-        link = pool.link(_key_of(commands[0]))
-        reply = told(await link.ask(whole, len(commands) + 1))
+        key = _key_of(commands[0])
+        if not pool.mapped:
+            await pool.meet(key)
+        reply = await pool.link(key).ask(whole, len(commands) + 1)
+        if isinstance(reply, Exception):
+            pool.refresh()  # perhaps the slot has moved: the next one finds it
+            raise translated(reply)
         return [translated(each) if isinstance(each, Exception) else each for each in reply]
 
     async def scan(self, match: str = "*", *, prefix: str = "") -> AsyncIterator[bytes]:
@@ -133,16 +138,23 @@ class RawRedis:
 def _check(arguments: Sequence[Argument]) -> None:
     if not arguments:
         raise BackendError("redis: a command has a name")
-    name = arguments[0]
-    word = (name.decode("ascii", "replace") if isinstance(name, bytes) else str(name)).upper()
-    blocking = word in ("XREAD", "XREADGROUP") and any(str(each).upper() == "BLOCK" for each in arguments)
-    tracking = word == "CLIENT" and len(arguments) > 1 and str(arguments[1]).upper() in ("TRACKING", "CACHING", "REPLY")
-    if word in _OWN_CONNECTION or blocking or tracking:
-        raise NotSupported(f"redis: {word} is not for a shared connection: use client()")
+    words = [_word(each) for each in arguments[:8]]
+    blocking = words[0] in ("XREAD", "XREADGROUP") and "BLOCK" in _options(words)
+    tracking = words[0] == "CLIENT" and len(words) > 1 and words[1] in ("TRACKING", "CACHING", "REPLY")
+    if words[0] in _OWN_CONNECTION or blocking or tracking:
+        raise NotSupported(f"redis: {words[0]} is not for a shared connection: use client()")
+
+
+def _word(argument: Argument) -> str:
+    return (argument.decode("ascii", "replace") if isinstance(argument, bytes) else str(argument)).upper()
+
+
+def _options(words: Sequence[str]) -> Sequence[str]:
+    return words[: words.index("STREAMS")] if "STREAMS" in words else words
 
 
 def _key_of(arguments: Sequence[Argument]) -> bytes:
     """What says which server: the key of most commands."""
-    place = 3 if str(arguments[0]).upper() in ("EVAL", "EVALSHA", "FCALL") else 1
+    place = 3 if _word(arguments[0]) in ("EVAL", "EVALSHA", "FCALL") else 1
     key = arguments[place] if len(arguments) > place else ""
     return key if isinstance(key, bytes) else str(key).encode()

@@ -50,13 +50,17 @@ def told(reply: Any) -> Any:
     return reply
 
 
-def foreign(error: Exception) -> Exception:
+def foreign(error: Exception, *, away: bool = False) -> Exception:
     """The failure of a read that found a value of another type: an entry that cannot be read. Others are raised.
+
+    Args:
+        error: The failure.
+        away: Whether a server that cannot be asked is to be taken likewise, because others have answered.
 
     Raises:
         BackendError: It is another failure.
     """
     cause = error.__cause__ if isinstance(error, BackendError) and error.__cause__ is not None else error
-    if code_of(cause) != "WRONGTYPE":
+    if not away and code_of(cause) != "WRONGTYPE":
         told(error)
     return error

@@ -49,7 +49,7 @@ local function fresh(v, now)
   return span == 1099511627775 or now < number(v, 5, 10) / 65536 + span / 1024
 end
 local function held(v, token, now)
-  return leased(v) and string.sub(v, 2, 17) == token and tonumber(string.sub(v, 18, 32)) > now * 1000
+  return leased(v) and string.sub(v, 2, 17) == token and (tonumber(string.sub(v, 18, 32)) or 0) > now * 1000
 end
 local function outlive(key, px)
   local left = redis.call('PTTL', key)
@@ -169,19 +169,23 @@ binding or nothing where counters are sealed. The addition is the server's own, 
 SWAP: Final = Script(
     """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
-redis.call('SET', KEYS[1], ARGV[2], 'KEEPTTL')
+if ARGV[3] == 'keep' then redis.call('SET', KEYS[1], ARGV[2], 'KEEPTTL')
+elseif ARGV[3] == '' then redis.call('SET', KEYS[1], ARGV[2])
+else redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3]) end
 return 1
 """
 )
-"""Replace bytes by others if they are still those. Arguments: the old, the new."""
+"""Replace bytes by others if they are still those. Arguments: the old, the new, milliseconds to live, nothing, or
+``keep`` for as long as the old had."""
 
 ACQUIRE: Final = Script(
     _COMMON
     + """
 local key, now, record, px = KEYS[1], tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3])
+local time = redis.call('TIME')  -- first: who may not ask for it must not leave a lease behind
 local v = first(key, 31)
 if leased(v) then
-  local left = tonumber(string.sub(v, 18, 32)) / 1000 - now
+  local left = (tonumber(string.sub(v, 18, 32)) or 0) / 1000 - now
   if left > 0 and left <= tonumber(ARGV[4]) then return 0 end
   redis.call('SETRANGE', key, 0, record)
   if redis.call('STRLEN', key) == 32 then redis.call('PEXPIRE', key, px) else outlive(key, px) end
@@ -191,7 +195,6 @@ else
   redis.call('SET', key, record .. redis.call('GET', key), 'KEEPTTL')
   outlive(key, px)
 end
-local time = redis.call('TIME')
 return time[1] .. string.format('%06d', time[2])
 """
 )

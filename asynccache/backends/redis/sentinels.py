@@ -1,67 +1,90 @@
 """Where the master is, by the sentinels: all are asked at once, the first who knows is believed."""
 
-from asyncio import Future, get_running_loop
-from contextvars import Context
-from typing import Any, cast
+import asyncio
+from dataclasses import replace
+from functools import partial
+from typing import Any, final
 
 from asynccache._background import Background
 from asynccache.backends.redis.address import Address, Settings
-from asynccache.errors import BackendUnavailable
+from asynccache.backends.redis.link import Link
+from asynccache.backends.redis.wire import Asked, Wire, pack
+from asynccache.clock import Clock
+from asynccache.errors import BackendError, BackendUnavailable
 
-__all__ = ["find_master"]
+__all__ = ["Sentinels"]
 
 
-async def find_master(settings: Settings, background: Background) -> Address:
-    """The master's address.
+@final
+class Sentinels:
+    """The sentinels of one service, each with a connection that is made when it is needed.
 
     Args:
-        settings: Who the sentinels are.
-        background: Where they are asked.
-
-    Raises:
-        BackendUnavailable: No sentinel knows it.
+        settings: Who they are.
+        clock: The cache's.
+        loop: The loop.
+        background: Where their connections live.
     """
-    found: Future[Address | None] = get_running_loop().create_future()
-    asked = list(settings.addresses)
 
-    async def ask(address: Address) -> None:
-        master = None
-        try:
-            master = await _asked(settings, address)
-        finally:
-            asked.remove(address)
-            if not found.done() and (master is not None or not asked):
-                found.set_result(master)
+    track_all = False
 
-    tasks = [background.start(ask(address), Context()) for address in settings.addresses]
-    try:
-        master = await found
-    finally:
-        for task in tasks:
-            background.cancel(task)
-    if master is None:
+    def __init__(
+        self, settings: Settings, clock: Clock, loop: asyncio.AbstractEventLoop, background: Background
+    ) -> None:
+        self.settings = replace(
+            settings,
+            topology="single",
+            db=0,
+            username=settings.sentinel_username,
+            password=settings.sentinel_password,
+            credentials=None,
+        )
+        self.clock = clock
+        self._command = pack(("SENTINEL", "GET-MASTER-ADDR-BY-NAME", settings.service))
+        self._links = [
+            Link(self, partial(_here, address), loop, background)
+            for address in (settings.addresses if settings.topology == "sentinel" else ())
+        ]
+
+    async def master(self) -> Address:
+        """The master's address.
+
+        Raises:
+            BackendUnavailable: No sentinel knows it.
+        """
+        asked: set[Asked] = set()
+        for link in self._links:
+            try:
+                asked.add(link.ask(self._command, traced=False))
+            except BackendError:
+                pass
+        while asked:
+            answered, asked = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+            for each in answered:
+                reply = each.result()
+                if isinstance(reply, list) and len(reply) == 2:
+                    return reply[0].decode(), int(reply[1])
         raise BackendUnavailable("redis: no sentinel knows the master")
-    return master
+
+    def close(self) -> None:
+        """Close the connections."""
+        for link in self._links:
+            link.close()
+
+    # What a link asks of its owner
+
+    def pushed(self, message: Any) -> None:
+        """Nothing is expected."""
+
+    async def opening(self, link: Link, wire: Wire) -> None:
+        """Nothing is to be done first."""
+
+    def lost(self, link: Link) -> None:
+        """Another is made when it is needed."""
+
+    def look_around(self) -> None:
+        """There is nothing to see."""
 
 
-async def _asked(settings: Settings, address: Address) -> Address | None:
-    """What one sentinel says."""
-    # Slow to import, and seldom needed.
-    from redis.asyncio.sentinel import Sentinel
-    from redis.exceptions import RedisError
-
-    options: dict[str, Any] = {
-        "socket_timeout": settings.timeout,
-        "socket_connect_timeout": settings.timeout,
-        "username": settings.sentinel_username,
-        "password": settings.sentinel_password,
-        **settings.tls,
-    }
-    sentinels = Sentinel([address], **options)  # type: ignore[no-untyped-call]
-    try:
-        return cast(Address, await sentinels.discover_master(settings.service))
-    except (RedisError, OSError):
-        return None
-    finally:
-        for client in sentinels.sentinels:
-            await client.aclose()
+async def _here(address: Address) -> Address:
+    return address

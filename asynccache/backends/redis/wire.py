@@ -13,6 +13,8 @@ The window bounds the replies in the air, in commands and in bytes that they are
 loop would receive more than it hands on (measured: for values of 10 KB a window gains 45 %).
 """
 
+import socket
+import struct
 from asyncio import AbstractEventLoop, Future, Protocol, Transport
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -43,6 +45,7 @@ _MOST_WAITING: Final = 65_536
 _JOINED_BYTES: Final = 65_536  # larger commands are written apart: joining would copy them once more
 _TURN_BYTES: Final = 262_144  # of a large command per turn of the loop
 _BUFFER_BYTES: Final = 262_144
+_NO_LINGERING: Final = struct.pack("ii", 1, 0)
 
 
 @final
@@ -58,6 +61,7 @@ class Wire(Protocol):
 
     Attributes:
         opened: Whether what is asked may leave.
+        proved: Whether the server has answered anything since.
         late: Whether the server is behind.
         lost: Whether it is over.
     """
@@ -88,7 +92,7 @@ class Wire(Protocol):
         self._reply_bytes = 100.0
         self._flushing = self._sweeping = self._paused = False
         self._alone = True
-        self.opened = self.late = self.lost = False
+        self.opened = self.proved = self.late = self.lost = False
 
     # Asking
 
@@ -155,8 +159,16 @@ class Wire(Protocol):
     def close(self, error: BaseException | None = None) -> None:
         """Let go of the connection; whoever waits is told."""
         self._end(error)
-        if self._transport is not None:
-            self._transport.abort()
+        transport = self._transport
+        if transport is None or self._loop.is_closed():
+            return
+        raw = transport.get_extra_info("socket")
+        if raw is not None and raw.family != socket.AF_UNIX and not transport.is_closing():
+            try:  # what was given up must not come later: the system throws away what it has not sent
+                raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGERING)
+            except OSError:
+                pass  # the connection is gone already
+        transport.abort()
 
     # Sending
 
@@ -239,12 +251,13 @@ class Wire(Protocol):
                 asked = in_air.popleft()[0]
                 if asked is not None and not asked.done():
                     asked.set_result(reply)
-        except hiredis.HiredisError as error:  # what follows cannot be trusted either
+        except _STRANGE as error:  # what follows cannot be trusted either
             failure = BackendUnavailable("redis: the server's answer is not understood")
             failure.__cause__ = error
             self.close(failure)
             return
         if replies:
+            self.proved = self.opened
             self._reply_bytes += (len(data) / replies - self._reply_bytes) * 0.1
         else:
             self._reply_bytes += len(data) * 0.02  # part of a large one
@@ -332,5 +345,7 @@ class Wire(Protocol):
         self._on_lost(error)
 
 
+# What comes of replies that no server gives; the message handlers look at them as they are.
+_STRANGE: Final = (hiredis.HiredisError, LookupError, TypeError, ValueError, AttributeError, MemoryError)
 _PUSH: Final = hiredis.PushNotification
 _LOST: Final = "redis: the connection is lost"

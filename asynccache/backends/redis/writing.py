@@ -1,0 +1,51 @@
+"""Writes of many keys that happen, or are owed."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+from asynccache.backends.redis.intents import Intents
+from asynccache.backends.redis.pool import Pool
+from asynccache.backends.redis.replies import told
+from asynccache.backends.redis.scripts import Script
+from asynccache.backends.redis.wire import KEPT
+
+__all__ = ["Store", "change"]
+
+
+class Store(Protocol):
+    """Whose keys they are."""
+
+    intents: Intents
+
+    def owe(self, pool: Pool, names: Sequence[bytes]) -> None: ...
+    async def settle(self, pool: Pool, names: Iterable[bytes]) -> None: ...
+
+
+async def change(
+    store: Store, pool: Pool, commands: Sequence[tuple[Sequence[bytes], bytes]], script: Script | None = None
+) -> list[Any]:
+    """The replies to writes that leave together.
+
+    Args:
+        store: Whose keys they are.
+        pool: The connections.
+        commands: Each with the keys that it writes.
+        script: What they call, if they call one.
+
+    Raises:
+        BackendError: One of them failed; its keys are owed.
+    """
+    names = [name for group, _ in commands for name in group]
+    if pool.large_writes:
+        await store.settle(pool, names)
+    if store.intents.keys:
+        store.intents.superseded(names)  # what is repaid was sent before these commands, or is not any more
+    try:
+        replies = await pool.ask_all([(group[0], command) for group, command in commands], script, KEPT)
+    except BaseException:
+        store.owe(pool, names)
+        raise
+    for (group, _), reply in zip(commands, replies, strict=True):
+        if isinstance(reply, Exception):
+            store.owe(pool, group)
+    return [told(reply) for reply in replies]
