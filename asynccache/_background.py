@@ -2,11 +2,13 @@
 
 import asyncio
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from contextvars import Context
-from typing import Any, Final, final
+from typing import Any, Final, TypeVar, final
 
 __all__ = ["Background", "running_loop"]
+
+T = TypeVar("T")
 
 _EAGER: Final = sys.version_info >= (3, 12)
 _CLOSING_SECONDS: Final = 1.0  # a factory that swallows its cancellation does not hold up the closing
@@ -108,6 +110,10 @@ class Background:
         self._tasks.discard(task)
         if not task.cancelled():
             task.exception()  # those who wait have been told; what ends the program is raised by the loop itself
+
+    async def together(self, works: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+        """The results of works that go on at the same time, in tasks of their own where there are several."""
+        return [await works[0]] if len(works) == 1 else await asyncio.gather(*works)
 
     def forget(self) -> None:
         """Drop every task unseen: in a forked child they belong to the parent's loop."""

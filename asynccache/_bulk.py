@@ -8,6 +8,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeAlias, final
 
+from asynccache._claims import Claims
 from asynccache._flight import Flight, Outcome, Status, current_flight
 from asynccache._flights import CANCELLED, Flights, Journal, Ticket
 from asynccache._keeping import Keeper
@@ -164,11 +165,14 @@ class BulkLoader:
         current_flight.set(members[0])
         outcomes: dict[Flight, Outcome] = {}
         left = CANCELLED
+        leases = None if self._seats.remote is None or terms.lock != "shared" else self._seats.remote.leases
+        claims = None if leases is None else Claims(self._seats, leases, self._flights.background)
         try:
             wanted = await self._bring_many(flights, terms)
             if wanted:
+                await self._prepare(wanted, terms, claims)
                 with self._flights.journal() as journal:
-                    await self._run_many(wanted, prefix, factory, terms, outcomes, journal)
+                    await self._run_many(wanted, prefix, factory, terms, outcomes, journal, claims)
             left = _ABSENT
         except asyncio.CancelledError:
             task = asyncio.current_task()
@@ -180,6 +184,8 @@ class BulkLoader:
         except BaseException as error:
             outcomes = {flight: self._flights.failed(flight, terms, error) for flight in members}
         finally:
+            if claims is not None:
+                claims.abandon()
             task = members[0].task
             for flight in members:
                 self._flights.land(flight, outcomes.get(flight, left))
@@ -225,6 +231,17 @@ class BulkLoader:
                 wanted[key] = flight
         return wanted
 
+    async def _prepare(self, wanted: Mapping[Any, Flight], terms: Terms, claims: Claims | None) -> None:
+        """Have other processes' writes seen from now on: by leases, and by the versions of tags."""
+        if claims is not None:
+            await claims.acquire([flight.key for flight in wanted.values()])
+        seats = self._seats
+        if terms.tags and seats.remote_tags is not None:
+            now = self._clock.monotonic() + self._clock.epoch
+            versions = await seats.attempt("get_many", seats.remote_tags.versions(terms.tags, now), None)
+            for flight in wanted.values():
+                flight.versions = versions
+
     async def _run_many(
         self,
         wanted: Mapping[Any, Flight],
@@ -233,6 +250,7 @@ class BulkLoader:
         terms: Terms,
         outcomes: dict[Flight, Outcome],
         journal: Journal,
+        claims: Claims | None,
     ) -> None:
         counters = self._counters
         counters.loads += 1
@@ -260,7 +278,7 @@ class BulkLoader:
             for key, flight in wanted.items():
                 if key in loaded:
                     outcomes[flight] = (Status.VALUE, loaded[key])
-            await self._keeper.keep_many(wanted, loaded, prefix, terms, journal)
+            await self._keeper.keep_many(wanted, loaded, prefix, terms, journal, claims)
 
 
 def _in_order(keys: Sequence[Any], loaded: Mapping[Any, Any]) -> dict[Any, Any]:

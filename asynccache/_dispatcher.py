@@ -427,7 +427,8 @@ class Dispatcher:
 
     def end(self) -> None:
         """Take no more calls, and end the background work."""
-        self.closed = self.locks.closed = True
+        self.closed = True
+        self.locks.close()
         self.bind()
         if self.meters is not None:
             self.meters.discard(self)

@@ -2,9 +2,10 @@
 
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final, final
 
+from asynccache._claims import Claims
 from asynccache._flight import Flight
 from asynccache._flights import Flights, Journal
 from asynccache._life import Life
@@ -73,7 +74,7 @@ class Keeper:
         if flight.versions is not None and set(life.tags) <= set(flight.versions):
             life.versions = {tag: flight.versions[tag] for tag in life.tags}
         try:
-            entry = await seats.entry(value, life, terms.shape)
+            entry = await seats.entry(value, life, terms.shape, flight.started_at)
             if entry is None or flight.void:
                 return False
             if lease is not None and lease.token == NO_TOKEN:
@@ -92,6 +93,7 @@ class Keeper:
         prefix: str | None,
         terms: Terms,
         journal: Journal,
+        claims: Claims | None,
     ) -> None:
         """Store what a bulk load brought: what was asked for, unless overtaken, and what came on top."""
         seats = self._seats
@@ -122,6 +124,11 @@ class Keeper:
             if seats.tags.valid(life.tags, first.stamp):
                 values[full], lives[full] = value, life
                 self._flights.unthrottle(full)
+                if first.versions is not None and set(life.tags) <= set(first.versions):
+                    life.versions = {tag: first.versions[tag] for tag in life.tags}
+        if claims is not None:
+            claimed = {full: values.pop(full) for full in list(values) if full in mine}
+            await self._commit_many(claims, claimed, lives, now, terms, overtaken)
         try:
             if values:
                 await seats.keep_many(values, now, lives, terms.shape, overtaken)
@@ -131,6 +138,32 @@ class Keeper:
                     await seats.keep_many({key: value}, now, lives, terms.shape, overtaken)
                 except EncodeError as error:
                     seats.failures.hide("a loaded value could not be stored", error)
+
+    async def _commit_many(
+        self,
+        claims: Claims,
+        values: Mapping[str, Any],
+        lives: Mapping[str, Life],
+        now: float,
+        terms: Terms,
+        overtaken: Callable[[str], bool],
+    ) -> None:
+        """Store what was loaded under leases, unless anybody's write has overtaken it."""
+        seats = self._seats
+        entries: list[tuple[str, Entry]] = []
+        for key, value in values.items():
+            try:
+                entry = await seats.entry(value, lives[key], terms.shape)
+            except EncodeError as error:
+                seats.failures.hide("a loaded value could not be stored", error)
+                continue
+            if entry is not None and not overtaken(key):
+                entries.append((key, entry))
+        for key in await claims.commit(entries):
+            if seats.local is not None:
+                with seats.local.guard():
+                    if not overtaken(key):
+                        seats.copies.written(key, values[key], now, None, lives[key])
 
     def _terms_of(
         self, flight: Flight, prefix: str, value: Any, terms: Terms, load: Load | None, now: float

@@ -14,9 +14,10 @@ import os
 import weakref
 from contextvars import Context
 from types import CoroutineType
-from typing import Any, Final, final
+from typing import Any, final
 
 from asynccache._bulk import BulkLoader
+from asynccache._claims import LEASE_SECONDS, RENEW_SECONDS, RETRY_SECONDS
 from asynccache._flight import Flight, Outcome, Status, current_flight
 from asynccache._flights import CANCELLED, Flights, Ticket
 from asynccache._keeping import NO_TOKEN, Keeper, as_entry
@@ -33,9 +34,6 @@ from asynccache.telemetry import NO_SPAN, CallSpan, Tracing
 
 __all__ = ["Loader"]
 
-_LEASE_SECONDS: Final = 3.0
-_RENEW_SECONDS: Final = 1.0
-_RETRY_SECONDS: Final = 0.25
 
 _loaders: "weakref.WeakSet[Loader]" = weakref.WeakSet()
 
@@ -301,7 +299,7 @@ class Loader:
         nothing: what is loaded is not stored, as nobody knows what others write meanwhile."""
         failed, waited = Lease(flight.key, NO_TOKEN), False
         while True:
-            lease = await self._seats.attempt("lease", leases.acquire(flight.key, ttl=_LEASE_SECONDS), failed)
+            lease = await self._seats.attempt("lease", leases.acquire(flight.key, ttl=LEASE_SECONDS), failed)
             if lease is failed:
                 return failed, None
             if lease is None and flight.nested and waited:
@@ -310,7 +308,7 @@ class Loader:
                 return failed, None
             if lease is None:
                 waited = True
-                ended = await self._seats.attempt("lease", leases.wait(flight.key, timeout=_LEASE_SECONDS), failed)
+                ended = await self._seats.attempt("lease", leases.wait(flight.key, timeout=LEASE_SECONDS), failed)
                 if ended is failed:
                     return failed, None
             try:
@@ -330,9 +328,9 @@ class Loader:
         """Hold the lease until it is void; a store that fails is asked again soon, before the lease lapses."""
         held: bool | None = True
         while held is not False:
-            await self._pause(_RENEW_SECONDS if held else _RETRY_SECONDS)
+            await self._pause(RENEW_SECONDS if held else RETRY_SECONDS)
             try:
-                held = await self._seats.attempt("lease", leases.renew(lease, ttl=_LEASE_SECONDS), None)
+                held = await self._seats.attempt("lease", leases.renew(lease, ttl=LEASE_SECONDS), None)
             except BackendError:  # nobody waits for this
                 held = None
 

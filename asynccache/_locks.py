@@ -38,7 +38,7 @@ class LocalLeases:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._held: dict[str, tuple[str, float]] = {}
-        self._waiters: dict[str, dict[Waiter, None]] = {}
+        self._waiters: dict[str, dict[Waiter, object]] = {}
         self._tokens = itertools.count(1)
         self._guard = threading.RLock()  # loops in several threads: looking and changing are one step
 
@@ -78,8 +78,9 @@ class LocalLeases:
         """The same at once."""
         self._end(lease.key, lease.token)
 
-    async def wait(self, key: str, *, timeout: float) -> None:
-        """Return when the lease was given back or has lapsed, or after ``timeout`` seconds."""
+    async def wait(self, key: str, *, timeout: float, owner: object = None) -> None:
+        """Return when the lease was given back or has lapsed, or after ``timeout`` seconds, or when the owner is
+        dismissed."""
         loop = asyncio.get_running_loop()
         waiter: Waiter = loop.create_future()
         with self._guard:
@@ -87,7 +88,7 @@ class LocalLeases:
             if held is None:
                 return
             queue = self._waiters.setdefault(key, {})
-            queue[waiter] = None
+            queue[waiter] = owner
         pause = max(0.0, min(timeout, held[1] - self._clock.monotonic()))
         timer = self._clock.call_later(pause, lambda: wake(waiter, _GIVEN_BACK, loop))
         try:
@@ -122,6 +123,13 @@ class LocalLeases:
             self._held[key] = (_NEXT, self._clock.monotonic() + _TURN_SECONDS)
         wake(first, _GIVEN_BACK, None)
 
+    def dismiss(self, owner: object) -> None:
+        """Have all who wait on somebody's behalf wait no more."""
+        with self._guard:
+            waiting = [each for queue in self._waiters.values() for each, whose in queue.items() if whose is owner]
+        for each in waiting:
+            wake(each, _GIVEN_BACK, None)
+
     def forget(self) -> None:
         """Start anew in a forked child: who holds and who waits is in the parent."""
         self._guard = threading.RLock()
@@ -145,6 +153,11 @@ class Locks:
         granted = None if remote is None else remote.leases
         self._queue = _leases_of(seats.local if remote is None else remote, seats.clock)
         self._leases: Leases = self._queue if granted is None else granted
+
+    def close(self) -> None:
+        """Let nobody have a lock any more: who waits for one is told."""
+        self.closed = True
+        self._queue.dismiss(self)
 
     @asynccontextmanager
     async def held(
@@ -217,7 +230,9 @@ class Locks:
             left = deadline - clock.monotonic()
             if left <= 0:
                 raise LockTimeout("the lock was not free in time")
-            if await attempt("lock", leases.wait(name, timeout=min(left, ttl)), _NO_LEASE) is _NO_LEASE:
+            if leases is self._queue:
+                await self._queue.wait(name, timeout=min(left, ttl), owner=self)
+            elif await attempt("lock", leases.wait(name, timeout=min(left, ttl)), _NO_LEASE) is _NO_LEASE:
                 await self._pause(min(left, _RETRY_SECONDS))
 
     async def _pause(self, duration: float) -> None:

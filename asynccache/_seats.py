@@ -245,8 +245,9 @@ class Seats:
         found = await self.attempt("get", remote.get(key), None)
         return found is not None and bool(found.tags) and not _valid(found, await self._versions(found.tags))
 
-    async def entry(self, value: Any, life: Life, shape: Shape | None) -> Entry | None:
-        """The value as the remote seat keeps it; ``None`` when its tags' versions cannot be had.
+    async def entry(self, value: Any, life: Life, shape: Shape | None, since: float = math.inf) -> Entry | None:
+        """The value as the remote seat keeps it; ``None`` when its tags' versions cannot be had, or are newer than the
+        monotonic time when its making began.
 
         Raises:
             EncodeError: It is not of the type that the shape is of, or would not come back equal.
@@ -255,7 +256,9 @@ class Seats:
         epoch = self.clock.epoch
         versions: Mapping[str, str] = life.versions or {}
         if life.tags and not life.versions and self.remote_tags is not None:
-            got = await self.attempt("get_many", self.remote_tags.versions(life.tags, life.created_at + epoch), None)
+            got = await self.attempt(
+                "get_many", self.remote_tags.versions(life.tags, life.created_at + epoch, since + epoch), None
+            )
             if got is None:
                 return None
             life.versions = versions = got

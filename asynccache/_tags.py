@@ -12,6 +12,7 @@ the versions that its tags had when its load began: it is valid while all of the
 record that was evicted or lost is a version that no entry has.
 """
 
+import math
 import uuid
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -70,15 +71,18 @@ class RemoteTags:
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
 
-    async def versions(self, tags: Sequence[str], now: float) -> dict[str, str]:
-        """The tags' versions, made where there are none.
+    async def versions(self, tags: Sequence[str], now: float, since: float = math.inf) -> dict[str, str] | None:
+        """The tags' versions, made where there are none; ``None`` when one of them is newer than it may be.
 
         Args:
             tags: Whole tag names.
             now: Seconds since 1970 on the cache's clock.
+            since: When the work began that they are to be the versions of: what was invalidated after that is newer.
         """
         records = {record_key(tag): tag for tag in tags}
         found = await self._backend.get_many(list(records))
+        if any(record.created_at > since for record in found.values()):
+            return None
         versions = {tag: str(found[key].value) for key, tag in records.items() if key in found}
         for key, tag in records.items():
             if tag in versions:

@@ -66,7 +66,13 @@ class PlainValues:
         await self._store.settle(self._store.pool(), (name,))
         condition = b"NX" if only_if == "absent" else b"XX"
         lasting: tuple[Any, ...] = () if left == "" else (b"PX", left)
-        return await self._store.pool().ask(name, b"SET", name, data, condition, *lasting) is not None
+        pool = self._store.pool()
+        command = (b"SET", name, data, condition, *lasting)
+        stored = await pool.ask(name, *command) is not None
+        if not stored and only_if == "absent" and not await self.get_many([name.decode()]):
+            await pool.ask(name, b"DEL", name)  # it cannot be read: it is as good as absent
+            stored = await pool.ask(name, *command) is not None
+        return stored
 
     async def touch(self, name: bytes, left: int | str) -> bool:
         """Give a key new times."""

@@ -1,0 +1,105 @@
+"""The rights to load many keys at once: what a bulk load holds while it runs.
+
+A key whose lease somebody else has is loaded all the same, as the caller needs its value, but only the holder stores
+what he has loaded.
+"""
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from contextvars import Context
+from typing import Final, final
+
+from asynccache._background import Background
+from asynccache._seats import Seats
+from asynccache.backend import Lease, Leases
+from asynccache.entry import Entry
+from asynccache.errors import BackendError, EncodeError
+
+__all__ = ["LEASE_SECONDS", "RENEW_SECONDS", "RETRY_SECONDS", "Claims"]
+
+LEASE_SECONDS: Final = 3.0
+"""How long the right to load lasts, unless it is renewed."""
+
+RENEW_SECONDS: Final = 1.0
+"""How often it is renewed."""
+
+RETRY_SECONDS: Final = 0.25
+"""How soon again after that has failed."""
+
+
+@final
+class Claims:
+    """The leases of one bulk load.
+
+    Args:
+        seats: Where they are granted.
+        leases: By whom.
+        background: Where they are renewed.
+    """
+
+    def __init__(self, seats: Seats, leases: Leases, background: Background) -> None:
+        self._seats = seats
+        self._leases = leases
+        self._background = background
+        self._held: dict[str, Lease] = {}
+        self._renewing: asyncio.Task[None] | None = None
+
+    async def acquire(self, keys: Sequence[str]) -> None:
+        """Claim the keys, as far as they are free."""
+        await self._background.together([self._acquire(key) for key in keys])
+        if self._held:
+            self._renewing = self._background.start(self._renew(), Context())
+
+    async def _acquire(self, key: str) -> None:
+        lease = await self._seats.attempt("lease", self._leases.acquire(key, ttl=LEASE_SECONDS), None)
+        if lease is not None:
+            self._held[key] = lease
+
+    async def _renew(self) -> None:
+        pause = RENEW_SECONDS
+        while self._held:
+            await self._pause(pause)
+            replies = await self._background.together([self._renewed(lease) for lease in list(self._held.values())])
+            pause = RENEW_SECONDS if all(replies) else RETRY_SECONDS
+
+    async def _renewed(self, lease: Lease) -> bool:
+        """Whether the store has answered; a lease that is void is not renewed again."""
+        try:
+            held = await self._seats.attempt("lease", self._leases.renew(lease, ttl=LEASE_SECONDS), None)
+        except BackendError:  # nobody waits for this
+            return False
+        if held is False:
+            self._held.pop(lease.key, None)
+        return held is not None
+
+    async def _pause(self, duration: float) -> None:
+        passed = asyncio.Event()
+        timer = self._seats.clock.call_later(duration, passed.set)
+        try:
+            await passed.wait()
+        finally:
+            timer.cancel()
+
+    async def commit(self, entries: Iterable[tuple[str, Entry]]) -> set[str]:
+        """Store those whose leases still hold; which these are."""
+        entries = list(entries)
+        stored = await self._background.together([self._commit(key, entry) for key, entry in entries])
+        return {key for (key, _), each in zip(entries, stored, strict=True) if each}
+
+    async def _commit(self, key: str, entry: Entry) -> bool:
+        lease = self._held.pop(key, None)
+        if lease is None:
+            return False
+        try:
+            return await self._seats.attempt("commit", self._leases.commit(lease, entry), False)
+        except EncodeError as error:
+            self._seats.failures.hide("a loaded value could not be stored", error)
+            return False
+
+    def abandon(self) -> None:
+        """Give back what is still held."""
+        if self._renewing is not None:
+            self._renewing.cancel()
+        for lease in self._held.values():
+            self._leases.abandon(lease)
+        self._held.clear()
