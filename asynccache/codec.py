@@ -149,6 +149,10 @@ class Codec:
             if entry.tags or entry.expires_at != entry.fresh_until:
                 raise ConfigError("codec: plain values have neither tags nor grace")
             return body
+        if len(body) < self._compress and not (self._seals or entry.tags or entry.typed):  # what most entries are
+            whole = _utf8(key)
+            check = zlib.crc32(body, zlib.crc32(whole, zlib.crc32(_LENGTH.pack(len(whole)), self._simple_crc)))
+            return self._header(0, entry, shift, check) + body
         flags = self._sealing
         if self._compress <= len(body) <= _MOST_UNPACKED:
             packed: bytes = lz4.block.compress(body, store_size=False)
@@ -167,16 +171,15 @@ class Codec:
             body = self._seals[0].seal(binding, body)
         else:
             check = zlib.crc32(body, zlib.crc32(binding))
+        return b"".join((self._header(flags, entry, shift, check), tags, body))
+
+    def _header(self, flags: int, entry: Entry, shift: float, check: int) -> bytes:
         made = min(max(int((entry.created_at + shift) * _TICKS), 0), _LATEST)
         fresh, grace = _spans(made, entry.fresh_until + shift, entry.expires_at + shift)
-        return b"".join((
-            _HEADER.pack(
-                _MAGIC, _VERSION, self._number, flags,
-                made >> 32, made & 0xFFFFFFFF, fresh >> 32, fresh & 0xFFFFFFFF, grace >> 32, grace & 0xFFFFFFFF, check,
-            ),
-            tags,
-            body,
-        ))  # fmt: skip
+        return _HEADER.pack(
+            _MAGIC, _VERSION, self._number, flags,
+            made >> 32, made & 0xFFFFFFFF, fresh >> 32, fresh & 0xFFFFFFFF, grace >> 32, grace & 0xFFFFFFFF, check,
+        )  # fmt: skip
 
     def decode(self, key: str, data: bytes, shift: float = 0.0) -> Entry:
         """The entry that the bytes stand for, under this key; a plain one without its times. For ``shift`` see

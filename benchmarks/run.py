@@ -23,7 +23,7 @@ _FULL = Effort(rounds=15, warmup=2, slice_seconds=0.02)
 _QUICK = Effort(rounds=5, warmup=1, slice_seconds=0.004)
 _TINY = Effort(rounds=2, warmup=0, slice_seconds=0.0, fewest=20)
 _WORKER_SECONDS = 600
-_WIDTH_IN_A_PIPE = 120
+_WIDTH_IN_A_PIPE = 150
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -8,7 +8,7 @@ from asyncio import AbstractEventLoop, get_running_loop
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any, Final, Self, final
 
-from asynccache._offloading import decoded, encoded
+from asynccache._offloading import decoded, encoded, is_large
 from asynccache.backend import OnlyIf, Reports
 from asynccache.backends.redis.address import Settings, settings_like
 from asynccache.backends.redis.condition import Condition
@@ -159,23 +159,23 @@ class RedisBackend:
             await self._meet(pool, name)
         if (only_if is not None and self.intents.keys) or pool.large_writes:
             await self.settle(pool, (name,))
-        now = self.now()
-        data = await encoded(self.codec, key, entry, pool.offset)
-        left = milliseconds(entry.expires_at - now)
+        if is_large(entry.value):
+            data = await encoded(self.codec, key, entry, pool.offset)
+        else:
+            data = self.codec.encode(key, entry, pool.offset)
+        left = milliseconds(entry.expires_at - self.now())
         if only_if is not None:
             if self.codec.plain:
                 return await self._plain.put_if(name, only_if, left, data)
-            if await pool.run(name, PUT_IF, (name,), only_if, now + pool.offset, left, data):
+            if await pool.run(name, PUT_IF, (name,), only_if, self.now() + pool.offset, left, data):
                 return True
             return only_if == "absent" and await self._replaced(pool, key, name, left, data)
-        command = pack((b"SET", name, data) if left == "" else (b"SET", name, data, b"PX", left))
         if len(data) >= CHUNK:
-            await put(self, pool, name, command)
+            await put(self, pool, name, data, left)
             return True
+        command = pack((b"SET", name, data) if left == "" else (b"SET", name, data, b"PX", left))
         if self.intents.keys:
-            self.intents.superseded(
-                (name,)
-            )  # in the order of the commands: what is repaid from now on comes after this one
+            self.intents.superseded((name,))  # what is repaid was sent before this command, or is not any more
         try:
             reply = await link.ask(command, KEPT)
             if type(reply) is not bytes:
