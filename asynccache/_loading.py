@@ -14,7 +14,7 @@ import os
 import weakref
 from contextvars import Context
 from types import CoroutineType
-from typing import Any, final
+from typing import Any, Final, final
 
 from asynccache._bulk import BulkLoader
 from asynccache._claims import LEASE_SECONDS, RENEW_SECONDS, RETRY_SECONDS
@@ -34,6 +34,9 @@ from asynccache.telemetry import NO_SPAN, CallSpan, Tracing
 
 __all__ = ["Loader"]
 
+
+_NO_TIME: Final = 0.002  # seconds: less than a lease is held that somebody waits for
+_MOST_IN_VAIN: Final = 10
 
 _loaders: "weakref.WeakSet[Loader]" = weakref.WeakSet()
 
@@ -297,7 +300,7 @@ class Loader:
     async def _acquire(self, leases: Leases, flight: Flight, terms: Terms) -> tuple[Lease | None, Outcome | None]:
         """The lease, or the value that its holder has stored meanwhile; when the store fails, a lease that proves
         nothing: what is loaded is not stored, as nobody knows what others write meanwhile."""
-        failed, waited = Lease(flight.key, NO_TOKEN), False
+        failed, waited, in_vain = Lease(flight.key, NO_TOKEN), False, 0
         while True:
             lease = await self._seats.attempt("lease", leases.acquire(flight.key, ttl=LEASE_SECONDS), failed)
             if lease is failed:
@@ -307,9 +310,10 @@ class Loader:
                 # is better than two that wait for each other.
                 return failed, None
             if lease is None:
-                waited = True
+                waited, began = True, stopwatch()
                 ended = await self._seats.attempt("lease", leases.wait(flight.key, timeout=LEASE_SECONDS), failed)
-                if ended is failed:
+                in_vain = in_vain + 1 if stopwatch() - began < _NO_TIME else 0
+                if ended is failed or in_vain > _MOST_IN_VAIN:  # a store that says both that it is held and that not
                     return failed, None
             try:
                 ready = await self._look_remote(flight, terms)

@@ -25,6 +25,7 @@ from asynccache.entry import Entry
 __all__ = ["LocalTags", "RemoteTags", "record_key", "tag_of"]
 
 _MOST_RECORDS: Final = 100_000
+_CLOCKS_SECONDS: Final = 0.005  # by which clocks differ that are taken for the same
 
 
 @final
@@ -81,7 +82,7 @@ class RemoteTags:
         """
         records = {record_key(tag): tag for tag in tags}
         found = await self._backend.get_many(list(records))
-        if any(record.created_at > since for record in found.values()):
+        if any(record.created_at > since - _CLOCKS_SECONDS for record in found.values()):
             return None
         versions = {tag: str(found[key].value) for key, tag in records.items() if key in found}
         for key, tag in records.items():

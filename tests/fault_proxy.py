@@ -230,6 +230,7 @@ class _Link:
         task = asyncio.get_running_loop().create_task(guarded())
         self._tasks.add(task)
         task.add_done_callback(self._done)
+        task.add_done_callback(lambda _: part.close())  # one that had not begun, or it says that nobody awaited it
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

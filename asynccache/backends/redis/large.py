@@ -43,15 +43,21 @@ async def put(store: Store, pool: Pool, name: bytes, data: bytes, left: int | st
     link = pool.large(pool.link(name))
     asked = link.ask(command, KEPT)
     pool.large_writes[name] = asked
-    asked.add_done_callback(lambda _: pool.large_writes.pop(name, None))
-    try:
-        reply = await _unbound(pool, asked)
-        if type(reply) is not bytes:
+
+    def ended(asked: Asked) -> None:
+        pool.large_writes.pop(name, None)
+        if isinstance(asked.result(), BackendError):
+            link.drop()
+            store.owe(pool, (name,))
+
+    asked.add_done_callback(ended)
+    reply = await _unbound(pool, asked)
+    if type(reply) is not bytes:
+        try:
             await pool.again(link, reply, command)
-    except BackendError:
-        link.drop()
-        store.owe(pool, (name,))
-        raise
+        except BaseException:
+            store.owe(pool, (name,))
+            raise
 
 
 def _unbound(pool: Pool, asked: Asked) -> Asked:

@@ -21,6 +21,7 @@ __all__ = ["Link", "Owner", "answered"]
 
 _IDLE_SECONDS: Final = 1.0
 _DROP_SECONDS: Final = 1.0
+_LEAST_PAUSE: Final = 0.05
 _DROPPING: Final = frozenset(("READONLY", "LOADING", "NOAUTH", "MASTERDOWN", "MAX"))
 
 
@@ -90,6 +91,7 @@ class Link:
         self._dropped_at = -_DROP_SECONDS
         self._given_up = False
         self._closed = False
+        self._tried_at = -_LEAST_PAUSE
         self.address: Address | None = None
         self.offset = 0.0
         self.tracking = False
@@ -200,9 +202,12 @@ class Link:
     async def _live(self, wire: Wire) -> None:
         """Connect, greet, and keep the connection until it is lost."""
         settings = self._owner.settings
-        opened = False
+        opened, tracked_all = False, False
         failure: BackendError = BackendUnavailable("redis: the loop has ended")
         try:
+            pause, self._tried_at = self._tried_at + _LEAST_PAUSE - stopwatch(), stopwatch()
+            if pause > 0:  # a server that greets and hangs up is not called without end; who asks waits
+                await asyncio.sleep(pause)
             async with asyncio.timeout(settings.connect_timeout):
                 await self._connect(wire)
                 tracked_all = self._owner.track_all

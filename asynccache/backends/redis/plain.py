@@ -67,10 +67,12 @@ class PlainValues:
         condition = b"NX" if only_if == "absent" else b"XX"
         lasting: tuple[Any, ...] = () if left == "" else (b"PX", left)
         pool = self._store.pool()
+        if only_if == "present" and not await self.get_many([name.decode()]):
+            return False  # what cannot be read is as good as absent
         command = (b"SET", name, data, condition, *lasting)
         stored = await pool.ask(name, *command) is not None
         if not stored and only_if == "absent" and not await self.get_many([name.decode()]):
-            await pool.ask(name, b"DEL", name)  # it cannot be read: it is as good as absent
+            await pool.ask(name, b"DEL", name)
             stored = await pool.ask(name, *command) is not None
         return stored
 
@@ -94,10 +96,10 @@ class PlainValues:
         reply = (await pool.ask_all(commands))[-1]
         if isinstance(reply, BackendError) and reply.__cause__ is not None:
             code = code_of(reply.__cause__)
-            if code == "WRONGTYPE":  # nothing that could be read: it is as good as absent, and nothing was done
-                await pool.ask(name, b"DEL", name)
+            if code in ("WRONGTYPE", "NOTINT"):
+                if await self.get_many([name.decode()]):
+                    raise TypeError("a counter holds an integer, this key holds something else")
+                await pool.ask(name, b"DEL", name)  # it cannot be read, and nothing was done
                 reply = (await pool.ask_all(commands))[-1]
-            elif code == "NOTINT":
-                raise TypeError("a counter holds an integer, this key holds something else") from None
         total: int = told(reply)
         return total
