@@ -27,6 +27,7 @@ _SLOTS_COMMAND: Final = pack(("CLUSTER", "SLOTS"))
 _ASKING: Final = pack(("ASKING",))
 _PING: Final = pack(("PING",))
 _MOST_REDIRECTIONS: Final = 5
+_MOST_AT_ONCE: Final = 10_000  # commands: more would take longer than their deadline by their number alone
 _TRY_AGAIN_SECONDS: Final = 0.02
 _REFRESH_SECONDS: Final = 0.25
 _SAME_SECONDS: Final = 0.05
@@ -210,6 +211,9 @@ class Pool:
             script: What they call, if they call one.
             extra: `KEPT` for writes.
         """
+        if len(commands) > _MOST_AT_ONCE:
+            parts = [commands[start : start + _MOST_AT_ONCE] for start in range(0, len(commands), _MOST_AT_ONCE)]
+            return [reply for part in parts for reply in await self.ask_all(part, script, extra)]
         asked: list[tuple[Link, Any, bytes]] = []
         trip = None
         several = len(commands) > 1

@@ -184,7 +184,7 @@ class Wire(Protocol):
         room = min(_MOST_IN_FLIGHT, max(_LEAST_IN_FLIGHT, int(_WINDOW_BYTES / self._reply_bytes))) - len(in_air)
         if room <= 0:
             return
-        sent = 0
+        sent = size = 0
         batch: list[bytes] = []
         while waiting and room > 0 and not self._paused:
             command, asked, deadline, extra = waiting.popleft()
@@ -205,6 +205,11 @@ class Wire(Protocol):
                     break
             else:
                 batch.append(command)
+                size += len(command)
+                if size >= _BUFFER_BYTES:
+                    transport.write(b"".join(batch))
+                    batch.clear()
+                    size = 0
         self._alone = sent == 1
         if batch:
             transport.write(batch[0] if len(batch) == 1 else b"".join(batch))
