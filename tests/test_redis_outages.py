@@ -1,0 +1,1535 @@
+"""A Redis that is away, slow or strange: what it costs a caller, and that everything is well again when it is back.
+
+The servers are real, and so is the network but for a `FaultProxy` in it. Limits are those that the package promises,
+times `NOISE` for a machine that does other things as well.
+"""
+
+import asyncio
+import contextlib
+import gc
+import itertools
+import logging
+import random
+import statistics
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import NoneType
+from typing import Any
+
+import pytest
+from fault_proxy import FaultProxy
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from servers import Server, certificates, free_port, has_tls
+from stores import FLAVOURS, on_redis
+
+from asynccache import Cache, CacheError, Caches, ConfigError, Policy, Telemetry
+from asynccache.backend import Lease
+from asynccache.backends.redis import RedisBackend
+from asynccache.entry import Entry
+from asynccache.errors import BackendError
+
+pytestmark = pytest.mark.slow
+
+NOISE = 1.5
+CALL_SECONDS = 1.0
+CROWD_SECONDS = 1.5
+HEALED_SECONDS = 2.0
+ATTEMPTS_A_SECOND = 20
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Server]:
+    with Server() as server:
+        yield server
+
+
+@pytest.fixture
+def server(running: Server) -> Iterator[Server]:
+    """A server without keys, scripts and counts; it runs again whatever the test has done to it."""
+    running.command("FLUSHALL")
+    running.command("SCRIPT", "FLUSH")
+    running.command("CONFIG", "RESETSTAT")
+    yield running
+    running.thaw()
+    running.start()
+
+
+@pytest.fixture
+def proxy(server: Server) -> Iterator[FaultProxy]:
+    with FaultProxy(*server.address) as proxy:
+        yield proxy
+
+
+@pytest.fixture(autouse=True)
+async def nothing_left() -> AsyncIterator[None]:
+    """Fails a test that leaves a task, or of which the loop has something to report."""
+    loop = asyncio.get_running_loop()
+    reports: list[dict[str, Any]] = []
+    loop.set_exception_handler(lambda _, context: reports.append(context))
+    yield
+    for _ in range(5):
+        await asyncio.sleep(0)
+    gc.collect()
+    await asyncio.sleep(0)
+    left = [task for task in asyncio.all_tasks() if task is not asyncio.current_task() and not task.done()]
+    assert left == []
+    assert reports == []
+
+
+# Faults
+
+
+class Trouble:
+    """One kind of trouble between a cache and its server, which begins and ends."""
+
+    def __init__(self, name: str, server: Server, proxy: FaultProxy) -> None:
+        self.name, self.server, self.proxy = name, server, proxy
+        self._over = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def begin(self) -> None:
+        """Begin: also for the connections that are there."""
+        proxy = self.proxy
+        match self.name:
+            case "killed":
+                self.server.kill()
+            case "frozen":
+                self.server.freeze()
+            case "refused":
+                proxy.refuse()
+            case "connect hangs":
+                proxy.reset_all()
+                proxy.hold_connects()
+            case "black hole":
+                proxy.black_hole()
+            case "stalled":
+                proxy.stall()
+            case "late":
+                proxy.latency(1.0)  # in each direction
+            case "slow":
+                proxy.bandwidth(200)
+            case "resets":
+                self._thread = threading.Thread(target=self._reset)
+                self._thread.start()
+            case "cut":
+                proxy.truncate(3)
+            case "cut when greeted":
+                proxy.truncate(330)
+            case _:
+                raise ValueError(self.name)
+
+    def _reset(self) -> None:
+        while not self._over.wait(0.005):
+            self.proxy.reset_all()
+
+    def end(self) -> None:
+        """Heal it."""
+        self._over.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self.server.thaw()
+        self.server.start()
+        self.proxy.healthy()
+
+
+TROUBLES = (
+    "killed",
+    "frozen",
+    "refused",
+    "connect hangs",
+    "black hole",
+    "stalled",
+    "late",
+    "slow",
+    "resets",
+    "cut",
+    "cut when greeted",
+)
+
+
+@pytest.fixture(params=TROUBLES)
+def trouble(request: pytest.FixtureRequest, server: Server, proxy: FaultProxy) -> Iterator[Trouble]:
+    """Every kind, one after another."""
+    trouble = Trouble(request.param, server, proxy)
+    yield trouble
+    trouble.end()
+
+
+@contextmanager
+def within(seconds: float, noise: float = NOISE) -> Iterator[None]:
+    """Fails what takes longer."""
+    began = time.perf_counter()
+    yield
+    took = time.perf_counter() - began
+    assert took < seconds * noise, f"{took:.3f} s instead of {seconds}"
+
+
+async def until(holds: Callable[[], Awaitable[object]], seconds: float) -> float:
+    """Wait until it holds; how many seconds that took."""
+    began = time.perf_counter()
+    while not await holds():
+        took = time.perf_counter() - began
+        assert took < seconds * NOISE, f"not in {seconds} s"
+        await asyncio.sleep(0.01)
+    return time.perf_counter() - began
+
+
+async def well(cache: Cache) -> bool:
+    """Whether writes are taken, are read, and are removed."""
+    return await cache.set("well", 1, ttl="1m") and await cache.get("well") == 1 and await cache.delete("well")
+
+
+def remote(cache: Cache) -> RedisBackend:
+    """The store of a cache."""
+    return cache._core.remote  # type: ignore[return-value]
+
+
+# 2. A memoized call
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("warm", [True, False], ids=["warm", "cold"])
+async def test_memoized_calls_answer_whatever_happens(trouble: Trouble, proxy: FaultProxy, warm: bool) -> None:
+    """A memoized call answers within a second, a hundred at once within 1.5; all is well 2 s after the healing."""
+    async with Cache(proxy.url, ttl="1m") as cache:
+        calls: Counter[int] = Counter()
+
+        @cache.memoize(key="f:{number}")
+        async def function(number: int) -> int:
+            calls[number] += 1
+            return number
+
+        if warm:
+            assert await function(0) == 0
+            assert await well(cache)
+        trouble.begin()
+        with within(CALL_SECONDS):
+            assert await function(1) == 1
+        with within(CROWD_SECONDS):
+            assert await asyncio.gather(*(function(number) for number in range(2, 102))) == list(range(2, 102))
+        with within(CALL_SECONDS):
+            assert await function(0) == 0
+        trouble.end()
+        await until(lambda: well(cache), HEALED_SECONDS)
+        errors = cache.stats().errors
+        for number in range(200, 210):
+            assert await function(number) == await function(number) == number
+            assert calls[number] == 1
+        assert cache.stats().errors == errors
+
+
+# 3. The breaker
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["refused", "black hole", "connect hangs", "cut", "cut when greeted", "resets"])
+async def test_breaker_makes_calls_cheap_and_attempts_few(name: str, server: Server, proxy: FaultProxy) -> None:
+    """While the server is away a call adds under 5 ms at the median, and connections are tried at most 20 times a
+    second."""
+    trouble = Trouble(name, server, proxy)
+    async with Cache(proxy.url, ttl="1m") as cache:
+        assert await well(cache)
+        trouble.begin()
+        try:
+            await cache.get("k")
+            await cache.get("k")
+            took = []
+            with connections_to(proxy.port) as attempts:
+                began = time.perf_counter()
+                while time.perf_counter() < began + (1.0 if len(took) >= 1_000 else 2.0):
+                    before = time.perf_counter()
+                    assert await cache.get("k") is None
+                    took.append(time.perf_counter() - before)
+                    if len(took) % 10 == 0:
+                        await asyncio.sleep(0.002)
+                lasted = time.perf_counter() - began
+            assert statistics.median(took) < 0.005
+            assert len(attempts) <= ATTEMPTS_A_SECOND * lasted
+        finally:
+            trouble.end()
+
+
+_attempts: list[float] | None = None
+_port = 0
+
+
+def _hook(event: str, arguments: tuple[Any, ...]) -> None:
+    if event == "socket.connect" and _attempts is not None:
+        address = arguments[1]
+        if type(address) is tuple and address[1] == _port:
+            _attempts.append(time.perf_counter())
+
+
+sys.addaudithook(_hook)
+
+
+@contextmanager
+def connections_to(port: int) -> Iterator[list[float]]:
+    """When a connection to the port was tried in this process, whether or not it was made."""
+    global _attempts, _port
+    attempts: list[float] = []
+    _attempts, _port = attempts, port
+    yield attempts
+    _attempts = None
+
+
+# 1. Killed and restarted under load
+
+
+@pytest.mark.slow
+async def test_kill_and_restart_under_fifty_workers(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    """Killed and restarted under 50 busy workers: no exception, a 99th percentile under 0.5 s, a stored key within 1 s
+    of the return, at most 100 log records."""
+    caplog.set_level(logging.DEBUG)
+    async with Cache(server.url, ttl="1m") as cache:
+        took: list[float] = []
+        ended = False
+
+        @cache.memoize(key="slow:{number}")
+        async def function(number: int) -> int:
+            await asyncio.sleep(0.001)
+            return number
+
+        async def work(worker: int) -> int:
+            rounds = 0
+            while not ended:
+                began = time.perf_counter()
+                match rounds % 5:
+                    case 0:
+                        assert await function(rounds % 97) == rounds % 97
+                    case 1:
+                        await cache.set(f"k:{worker}", rounds)
+                    case 2:
+                        assert await cache.get(f"k:{worker}") in (None, rounds - 1)
+                    case 3:
+                        await cache.get_many([f"k:{other}" for other in range(5)])
+                    case 4:
+                        await cache.delete(f"k:{worker}")
+                took.append(time.perf_counter() - began)
+                rounds += 1
+                await asyncio.sleep(0.002)
+            return rounds
+
+        workers = [asyncio.create_task(work(worker)) for worker in range(50)]
+        await asyncio.sleep(0.5)
+        took.clear()
+        caplog.clear()
+        server.kill()
+        await asyncio.sleep(2.0)
+        await asyncio.to_thread(server.start)
+        back = time.perf_counter()
+
+        async def stored() -> bool:
+            return await cache.set("first", 1) and await cache.get("first") == 1
+
+        await until(stored, 1.0)
+        await asyncio.sleep(back + 1.0 - time.perf_counter())
+        ended = True
+        assert min(await asyncio.gather(*workers)) > 100
+        assert statistics.quantiles(took, n=100)[98] < 0.5
+        assert len(caplog.records) <= 100
+
+
+# 4. What is sent once
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("plain", [False, True], ids=["entries", "plain"])
+@pytest.mark.parametrize("how", ["lost", "reset", "cut"])
+async def test_incr_without_its_reply_is_executed_once(
+    server: Server, proxy: FaultProxy, how: str, plain: bool
+) -> None:
+    """An `incr` whose reply is lost has been executed once, and is not repeated when all is well."""
+    codec = {"plain": True} if plain else None
+    async with Cache(proxy.url, codec=codec) as cache, Cache(server.url, codec=codec) as other:
+        assert await cache.incr("n") == 1
+        names = ("EVALSHA", "INCRBY")
+        if how == "lost":
+            proxy.drop_replies(*names)
+        elif how == "reset":
+            proxy.reset_at(*names, answered=True)
+        else:
+            proxy.truncate(1)
+        with within(0.5):
+            assert await cache.incr("n") == 0
+        proxy.healthy()
+        assert await other.get("n") == 2
+        await until(lambda: well(cache), HEALED_SECONDS)
+        assert await other.get("n") == 2
+        assert await cache.incr("n") == 3
+
+
+# 7. What is hidden is seen
+
+
+CALLS: dict[str, Callable[[Cache], Awaitable[Any]]] = {
+    "get": lambda cache: cache.get("k"),
+    "get_many": lambda cache: cache.get_many(["k", "l"]),
+    "set": lambda cache: cache.set("k", 1),
+    "set with ttl": lambda cache: cache.set("k", 1, ttl="1m", grace="1m"),
+    "set large": lambda cache: cache.set("k", "x" * 200_000),
+    "set tagged": lambda cache: cache.set("k", 1, tags=["t"]),
+    "set if absent": lambda cache: cache.add("k", 1),
+    "set if present": lambda cache: cache.set("k", 1, only_if="present"),
+    "set_many": lambda cache: cache.set_many({"k": 1, "l": 2}),
+    "delete": lambda cache: cache.delete("k"),
+    "delete_many": lambda cache: cache.delete_many(["k", "l"]),
+    "exists": lambda cache: cache.exists("k"),
+    "ttl": lambda cache: cache.ttl("k"),
+    "entry": lambda cache: cache.entry("k"),
+    "touch": lambda cache: cache.touch("k", "1m"),
+    "incr": lambda cache: cache.incr("k"),
+    "decr": lambda cache: cache.decr("k", ttl="1m"),
+    "keys": lambda cache: _all_keys(cache),
+    "clear": lambda cache: cache.clear(),
+    "invalidate_tags": lambda cache: cache.invalidate_tags("t"),
+    "lock": lambda cache: _locked(cache),
+    "ping": lambda cache: cache.ping(),
+    "get_or_set": lambda cache: cache.get_or_set("k", lambda: 1),
+    "get_or_set tagged": lambda cache: cache.get_or_set("k", lambda: 1, tags=["t"]),
+    "get_or_set_many": lambda cache: cache.get_or_set_many(["k", "l"], lambda keys: dict.fromkeys(keys, 1)),
+    "memoized": lambda cache: cache.memoize(key="k")(_one)(),
+    "refresh": lambda cache: cache.memoize(key="k")(_one).refresh(),
+}
+
+
+async def _one() -> int:
+    return 1
+
+
+async def _all_keys(cache: Cache) -> list[str]:
+    return [key async for key in cache.keys()]  # noqa: SIM118 - a cache is no mapping
+
+
+async def _locked(cache: Cache) -> None:
+    async with cache.lock("k", ttl=5, timeout=0.2):
+        pass
+
+
+@pytest.mark.parametrize("call", CALLS)
+async def test_hidden_failure_reaches_hook_and_counter(call: str, server: Server, proxy: FaultProxy) -> None:
+    """No call raises while the server is away, and each tells the hook and the counter that it failed."""
+    told: list[BaseException] = []
+    async with Cache(proxy.url, ttl="1m", on_error=told.append) as cache:
+        assert await cache.set("k", 1)
+        proxy.refuse()
+        await cache.get("k")
+        before = len(told)
+        assert before == cache.stats().errors == 1
+        await CALLS[call](cache)
+        assert len(told) == cache.stats().errors > before
+        assert all(isinstance(error, CacheError) for error in told)
+
+
+@pytest.mark.parametrize("call", CALLS)
+async def test_raised_failure_is_of_this_package(call: str, server: Server, proxy: FaultProxy) -> None:
+    """With ``on_error="raise"`` a call fails with this package's error, at the first failure and at those after."""
+    async with Cache(proxy.url, ttl="1m", on_error="raise") as cache:
+        assert await cache.set("k", 1)
+        proxy.refuse()
+        for _ in range(2):
+            with pytest.raises(CacheError):
+                await CALLS[call](cache)
+
+
+# 8. What is owed
+
+DELETIONS = ("DEL", "UNLINK", "EVALSHA", "EVAL")
+BUSY = b"-BUSY Redis is busy running a script\r\n"
+
+
+@pytest.fixture(scope="module")
+def lasting() -> Iterator[Server]:
+    """A server that has all it was told when it was killed and is there again."""
+    with Server(options={"appendonly": "yes", "appendfsync": "always"}) as server:
+        yield server
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", ["", "?connections=3"], ids=["one connection", "three"])
+@pytest.mark.parametrize("name", ["refused", "black hole", "frozen", "killed"])
+async def test_deletion_is_repeated_before_the_old_value_is_served(name: str, options: str, lasting: Server) -> None:
+    """Keys deleted, and tags invalidated, while the server was away are never served again."""
+    lasting.command("FLUSHALL")
+    with FaultProxy(*lasting.address) as proxy:
+        trouble = Trouble(name, lasting, proxy)
+        async with Cache(proxy.url + options, ttl="1m") as cache:
+            keys = [f"k:{number}" for number in range(2_000)]
+            assert await cache.set_many(dict.fromkeys(keys, "old"))
+            assert await cache.set("tagged", "old", tags=["t"])
+            trouble.begin()
+            assert await cache.delete_many(keys) == 0
+            await cache.invalidate_tags("t")
+            await asyncio.to_thread(trouble.end)
+            assert lasting.command("EXISTS", keys[0], "tagged") == 2
+
+            async def answers() -> bool:
+                assert await cache.get_many([*keys, "tagged"]) == {}
+                assert await cache.get(keys[-1]) is None
+                assert await cache.get("tagged") is None
+                return await cache.ping()
+
+            await until(answers, HEALED_SECONDS)
+            assert await cache.get_many([*keys, "tagged"]) == {}
+            await until(absent(lasting, *keys), HEALED_SECONDS)
+
+
+def absent(server: Server, *keys: str) -> Callable[[], Awaitable[bool]]:
+    """Whether the server has none of the keys."""
+
+    async def is_absent() -> bool:
+        return server.command("EXISTS", *keys) == 0
+
+    return is_absent
+
+
+READS: dict[str, Callable[[Cache], Awaitable[Any]]] = {
+    "get": lambda cache: cache.get("k", "absent"),
+    "get_many": lambda cache: _first_of(cache.get_many(["other", "k"])),
+    "exists": lambda cache: _absent_unless(cache.exists("k")),
+    "entry": lambda cache: _absent_unless(cache.entry("k")),
+    "get_or_set": lambda cache: cache.get_or_set("k", lambda: "absent"),
+    "get_or_set_many": lambda cache: _first_of(cache.get_or_set_many(["k"], lambda keys: {"k": "absent"})),
+    "keys": lambda cache: _absent_unless(_all_keys(cache)),
+    "touch": lambda cache: _absent_unless(cache.touch("k", "1m")),
+}
+
+
+async def _first_of(reading: Awaitable[dict[str, Any]]) -> Any:
+    return (await reading).get("k", "absent")
+
+
+async def _absent_unless(reading: Awaitable[Any]) -> Any:
+    return await reading or "absent"
+
+
+@pytest.mark.parametrize("read", READS)
+@pytest.mark.parametrize("how", ["one tier", "two tiers", "plain"])
+async def test_value_whose_deletion_was_refused_is_not_served(
+    read: str, how: str, server: Server, proxy: FaultProxy
+) -> None:
+    """A server that answers reads and refuses a deletion does not bring the old value back."""
+    local, codec = "memory://" if how == "two tiers" else None, {"plain": True} if how == "plain" else None
+    async with Cache(proxy.url, local=local, ttl="1m", codec=codec) as cache:
+        assert await cache.set("k", "old")
+        assert await cache.get("k") == "old"
+        proxy.error_replies(BUSY, only=DELETIONS, times=1)
+        assert not await cache.delete("k")
+        assert await READS[read](cache) == "absent"
+        await until(absent(server, "k") if read not in ("get_or_set", "get_or_set_many") else _true, 1.0)
+        assert await cache.get("k") != "old"
+
+
+async def _true() -> bool:
+    return True
+
+
+@pytest.mark.parametrize("local", [None, "memory://"], ids=["one tier", "two tiers"])
+async def test_tagged_value_whose_invalidation_was_refused_is_not_served(
+    local: str | None, server: Server, proxy: FaultProxy
+) -> None:
+    """A server that answers reads and refuses to invalidate a tag does not bring its values back."""
+    async with Cache(proxy.url, local=local, ttl="1m") as cache:
+        assert await cache.set("k", "old", tags=["t"])
+        assert await cache.get("k") == "old"
+        proxy.error_replies(BUSY, only=["SET", "EVALSHA"], times=1)
+        await cache.invalidate_tags("t")
+        assert await cache.get("k") is None
+        assert await cache.get_many(["k"]) == {}
+        await asyncio.sleep(0.5)
+        assert await cache.get("k") is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["set", "set_many", "add", "large"])
+async def test_write_after_a_failed_deletion_survives(how: str, server: Server, proxy: FaultProxy) -> None:
+    """What was stored after a deletion had failed is not deleted when the deletion is repeated."""
+    async with Cache(proxy.url, ttl="1m") as cache:
+        keys = [f"k:{number}" for number in range(24)]
+        new = "new" * (50_000 if how == "large" else 1)
+        assert await cache.set_many(dict.fromkeys(keys, "old"))
+        assert not await cache.delete("load the script")
+        assert await cache.add("load the other", 1)
+        proxy.latency(0.05)
+        proxy.error_replies(BUSY, only=DELETIONS, times=len(keys))
+        assert sum(await asyncio.gather(*(cache.delete(key) for key in keys))) == 0
+
+        async def write(key: str, pause: float) -> bool:
+            await asyncio.sleep(pause)
+            if how == "add":
+                return await cache.add(key, new)
+            return await (cache.set_many({key: new}) if how == "set_many" else cache.set(key, new))
+
+        stored = await asyncio.gather(*(write(key, 0.02 * number) for number, key in enumerate(keys)))
+        assert stored == [True] * len(keys)
+        await asyncio.sleep(0.7)
+        proxy.healthy()
+        assert await cache.get_many(keys) == dict.fromkeys(keys, new)
+
+
+async def test_count_after_a_failed_deletion_starts_anew(server: Server, proxy: FaultProxy) -> None:
+    """A counter whose deletion failed starts at zero, and keeps what was added after that."""
+    async with Cache(proxy.url, ttl="1m") as cache:
+        assert await cache.incr("n", 7) == 7
+        proxy.error_replies(BUSY, only=DELETIONS, times=1)
+        assert not await cache.delete("n")
+        assert await cache.incr("n") == 1
+        await asyncio.sleep(0.6)
+        assert await cache.incr("n") == 2
+
+
+async def test_load_after_a_failed_deletion_is_stored(server: Server, proxy: FaultProxy) -> None:
+    """What was loaded after a deletion had failed is not deleted when the deletion is repeated."""
+    async with Cache(proxy.url, ttl="1m") as cache:
+        assert await cache.set("k", "old")
+        proxy.error_replies(BUSY, only=DELETIONS, times=1)
+        assert not await cache.delete("k")
+        assert await cache.get_or_set("k", lambda: "new") == "new"
+        await asyncio.sleep(0.6)
+        assert await cache.get("k") == "new"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("times", [1, 2], ids=["at first", "after others"])
+@pytest.mark.parametrize("how", ["set", "large", "set_many"])
+@pytest.mark.parametrize("name", ["refused", "black hole"])
+async def test_write_that_failed_leaves_no_older_value(
+    name: str, how: str, times: int, server: Server, proxy: FaultProxy
+) -> None:
+    """A value that could not be replaced while the server was away is not served when it is back."""
+    trouble = Trouble(name, server, proxy)
+    async with Cache(proxy.url, ttl="1m") as cache:
+        assert await cache.set("k", "old")
+        assert await cache.set("large", noise(100_000))
+        trouble.begin()
+        for key in ("another", "k")[-times:]:
+            new = noise(100_000) if how == "large" else "new"
+            assert not await (cache.set_many({key: new}) if how == "set_many" else cache.set(key, new))
+        trouble.end()
+
+        async def answers() -> bool:
+            assert await cache.get("k") is None
+            return await cache.ping()
+
+        await until(answers, HEALED_SECONDS)
+        assert await cache.get("k") is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["timed out", "cancelled"])
+async def test_large_write_given_up_does_not_come_after_a_deletion(how: str, server: Server, proxy: FaultProxy) -> None:
+    """A large value that was still on its way when its writer gave up is not there after a later deletion."""
+    async with Cache(proxy.url, ttl="1m") as cache:
+        assert await cache.set("large", "x" * 100_000)
+        assert await cache.set("k", "old")
+        proxy.bandwidth(1_000_000)
+        first = asyncio.create_task(cache.set("first", noise(300_000)))
+        await asyncio.sleep(0)
+        writing = asyncio.create_task(cache.set("k", noise(430_000)))
+        if how == "cancelled":
+            await asyncio.sleep(0.2)
+            writing.cancel()
+            await asyncio.wait([writing])
+        else:
+            assert not await writing
+        await cache.delete("k")
+        await first
+        assert await cache.get("k") is None
+        await asyncio.sleep(0.8)
+        assert await cache.get("k") is None
+
+
+def noise(size: int) -> str:
+    """Text that cannot be compressed much."""
+    return random.Random(size).randbytes(size // 2).hex()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["frozen", "stalled"])
+async def test_write_on_its_way_is_not_served_later(name: str, server: Server, proxy: FaultProxy) -> None:
+    """A value that was on its way when its writer gave up is not served after a later deletion, which failed too."""
+    trouble = Trouble(name, server, proxy)
+    async with Cache(proxy.url, ttl="1m") as cache:
+        assert await cache.set("k", "old")
+        trouble.begin()
+        assert not await cache.set("k", "late")
+        assert not await cache.delete("k")
+        trouble.end()
+
+        async def answers() -> bool:
+            assert await cache.get("k") is None
+            return await cache.ping()
+
+        await until(answers, HEALED_SECONDS)
+        for _ in range(20):
+            assert await cache.get("k") is None
+            await asyncio.sleep(0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("call", ["delete", "set"])
+@pytest.mark.parametrize("name", ["black hole", "frozen"])
+async def test_call_given_up_in_an_outage_brings_no_deleted_value_back(
+    name: str, call: str, server: Server, proxy: FaultProxy
+) -> None:
+    """A key whose deletion failed stays deleted though the next call for it was cancelled in an outage."""
+    trouble = Trouble(name, server, proxy)
+    async with Cache(proxy.url, ttl="1m") as cache:
+        assert await cache.set("k", "old")
+        proxy.error_replies(BUSY, only=DELETIONS, times=1)
+        assert not await cache.delete("k")
+        trouble.begin()
+        work = cache.delete("k") if call == "delete" else cache.set("k", "new")
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await work
+        if name == "frozen":
+            proxy.reset_all()  # what it has not read yet, it never will
+        await asyncio.sleep(0.6)
+        trouble.end()
+
+        async def answers() -> bool:
+            assert await cache.get("k") in (None, "new")
+            return await cache.ping()
+
+        await until(answers, HEALED_SECONDS)
+        assert await cache.get("k") in (None, "new")
+
+
+@pytest.mark.slow
+async def test_deletion_given_up_in_an_outage_is_repeated(server: Server, proxy: FaultProxy) -> None:
+    """A deletion whose caller waited no longer, while the server was away, is done when it is back."""
+    async with Cache(proxy.url, ttl="1m") as cache:
+        assert await cache.set("k", "old")
+        proxy.black_hole()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await cache.delete("k")
+        await asyncio.sleep(0.6)
+        proxy.healthy()
+
+        async def answers() -> bool:
+            assert await cache.get("k") is None
+            return await cache.ping()
+
+        await until(answers, HEALED_SECONDS)
+        assert await cache.get("k") is None
+
+
+@pytest.mark.slow
+async def test_deletion_whose_reply_was_lost_loses_no_later_write(server: Server, proxy: FaultProxy) -> None:
+    """After a deletion without a reply the next write that succeeds stays."""
+    async with Cache(proxy.url, ttl="1m") as cache:
+        assert await cache.set("k", "old")
+        assert await cache.delete("k")
+        proxy.drop_replies(*DELETIONS)
+        assert not await cache.delete("k")
+        proxy.healthy()
+
+        async def written() -> bool:
+            return await cache.set("k", "new")
+
+        await until(written, HEALED_SECONDS)
+        for _ in range(30):
+            assert await cache.get("k") == "new"
+            await asyncio.sleep(0.02)
+
+
+async def test_deletion_that_failed_is_repeated_before_closing(server: Server, proxy: FaultProxy) -> None:
+    """A deletion that a server refused for a moment is done when the cache is closed right after it."""
+    async with Cache(proxy.url, ttl="1m") as cache:
+        assert await cache.set("k", "old")
+        proxy.error_replies(BUSY, only=DELETIONS, times=1)
+        assert not await cache.delete("k")
+    assert server.command("EXISTS", "k") == 0
+
+
+def test_deletion_that_failed_in_another_loop_is_repeated(server: Server, proxy: FaultProxy) -> None:
+    """A deletion that failed in one `asyncio.run` is done in the next before anything is read."""
+    cache = Cache(proxy.url, ttl="1m")
+
+    async def first() -> None:
+        assert await cache.set("k", "old")
+        proxy.refuse()
+        assert not await cache.delete("k")
+
+    async def second() -> None:
+        assert await cache.get("k") is None
+        await until(cache.ping, HEALED_SECONDS)
+        assert await cache.get("k") is None
+        await cache.aclose()
+
+    asyncio.run(first())
+    proxy.healthy()
+    asyncio.run(second())
+    assert server.command("EXISTS", "k") == 0
+
+
+# 9. Closing
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["black hole", "frozen", "connect hangs", "slow"])
+async def test_closing_takes_no_time(name: str, server: Server, proxy: FaultProxy) -> None:
+    """`aclose` ends within 2 s whatever the network does, and those who wait are told."""
+    trouble = Trouble(name, server, proxy)
+    cache = Cache(proxy.url, ttl="1m", local="memory://")
+    assert await cache.set("k", "old")
+    trouble.begin()
+    try:
+        waiting = [asyncio.create_task(call(cache)) for call in CALLS.values()]  # type: ignore[arg-type]
+        await asyncio.sleep(0.1)
+        with within(2.0):
+            await cache.aclose()
+        with within(0.2):
+            await asyncio.gather(*waiting, return_exceptions=True)
+        assert all(task.cancelled() or isinstance(task.exception(), (CacheError, NoneType)) for task in waiting)
+    finally:
+        trouble.end()
+
+    async def nobody_is_connected() -> bool:
+        return proxy.connections_open == 0
+
+    await until(nobody_is_connected, 1.0)
+
+
+# 10. Many at once
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("warm", [True, False], ids=["warm", "cold"])
+async def test_thousand_gets_at_once_need_one_connection(warm: bool, server: Server, proxy: FaultProxy) -> None:
+    """A thousand gets at once over a slow link are all answered, by one connection."""
+    async with Cache(proxy.url, ttl="1m") as cache, Cache(server.url, ttl="1m") as other:
+        keys = [f"k:{number}" for number in range(1_000)]
+        assert await other.set_many(dict.fromkeys(keys, "value"))
+        if warm:
+            assert await cache.get(keys[0]) == "value"
+        proxy.latency(0.1 if warm else 0.03)
+        with within(0.5):
+            assert await asyncio.gather(*(cache.get(key) for key in keys)) == ["value"] * 1_000
+        assert proxy.connections_made == 1
+
+
+@pytest.mark.slow
+async def test_gets_over_a_narrow_link_need_two_connections(server: Server, proxy: FaultProxy) -> None:
+    """A thousand gets of small and large values over a link too narrow for them open no more connections than two."""
+    async with Cache(proxy.url, ttl="1m") as cache, Cache(server.url, ttl="1m") as other:
+        keys = [f"k:{number}" for number in range(1_000)]
+        assert await other.set_many({key: noise(200_000 if key.endswith("00") else 100) for key in keys})
+        assert await cache.get(keys[0])
+        proxy.bandwidth(100_000)
+        with within(CROWD_SECONDS):
+            await asyncio.gather(*(cache.get(key) for key in keys))
+        assert proxy.connections_made <= 2
+        proxy.healthy()
+        await until(lambda: well(cache), HEALED_SECONDS)
+        assert all(await asyncio.gather(*(cache.get(key) for key in keys)))
+
+
+# 15. Deleting while loading
+
+
+@pytest.mark.parametrize("lock", ["shared", "local"])
+async def test_deletion_during_a_load_wins(lock: Any, server: Server, proxy: FaultProxy) -> None:
+    """What a load brings is not stored when its key was deleted meanwhile, by this process."""
+    async with Cache(proxy.url, ttl="1m") as cache:
+        loading, go = asyncio.Event(), asyncio.Event()
+
+        @cache.memoize(key="k", lock=lock)
+        async def function() -> str:
+            loading.set()
+            await go.wait()
+            return "old"
+
+        call = asyncio.create_task(function())
+        await loading.wait()
+        await cache.delete("k")
+        go.set()
+        assert await call == "old"
+        assert await cache.get("k") is None
+        assert server.command("EXISTS", "k") == 0
+
+
+@pytest.mark.parametrize("how", ["memoized", "refresh", "bulk", "background"])
+async def test_deletion_by_another_process_during_a_load_wins(how: str, server: Server, proxy: FaultProxy) -> None:
+    """What a load brings is not stored when another process deleted its key meanwhile, however the load began."""
+    async with Cache(proxy.url, ttl="1m") as cache, Cache(server.url, ttl="1m") as other:
+        loading, go = asyncio.Event(), asyncio.Event()
+
+        async def load() -> str:
+            loading.set()
+            await go.wait()
+            return "old"
+
+        function = cache.memoize(key="k", refresh_ahead=0.01, ttl=5)(load)
+        if how == "background":
+            assert await cache.set("k", "older", ttl=5)
+            await asyncio.sleep(0.1)
+            call: asyncio.Task[Any] = asyncio.create_task(function())
+        elif how == "bulk":
+
+            async def load_many(keys: list[str]) -> dict[str, str]:
+                return {"k": await load()}
+
+            call = asyncio.create_task(cache.get_or_set_many(["k"], load_many))
+        else:
+            call = asyncio.create_task(function.refresh() if how == "refresh" else function())
+        await asyncio.wait_for(loading.wait(), 2)
+        await other.delete("k")
+        go.set()
+        await call
+        await asyncio.sleep(0.05)
+        assert await cache.get("k") is None
+        assert await other.get("k") is None
+
+
+async def test_deletion_during_a_load_that_began_in_an_outage_wins(server: Server, proxy: FaultProxy) -> None:
+    """What a load brings that began while the server was away is not stored over another process's later deletion."""
+    async with Cache(proxy.url, ttl="1m") as cache, Cache(server.url, ttl="1m") as other:
+        loading, go = asyncio.Event(), asyncio.Event()
+
+        async def load() -> str:
+            loading.set()
+            await go.wait()
+            return "old"
+
+        assert await well(cache)
+        proxy.refuse()
+        call = asyncio.create_task(cache.get_or_set("k", load))
+        await loading.wait()
+        proxy.healthy()
+        await until(lambda: well(cache), HEALED_SECONDS)
+        await other.set("k", "new")
+        await other.delete("k")
+        go.set()
+        assert await call == "old"
+        assert await other.get("k") is None
+
+
+async def test_deletion_during_a_load_wins_in_an_outage(server: Server, proxy: FaultProxy) -> None:
+    """A deletion that fails during a load is not undone by the load, which ends when all is well again."""
+    async with Cache(proxy.url, ttl="1m", local="memory://") as cache:
+        loading, go = asyncio.Event(), asyncio.Event()
+
+        async def load() -> str:
+            loading.set()
+            await go.wait()
+            return "old"
+
+        call = asyncio.create_task(cache.get_or_set("k", load))
+        await loading.wait()
+        proxy.refuse()
+        assert not await cache.delete("k")
+        proxy.healthy()
+        await until(lambda: well(cache), HEALED_SECONDS)
+        go.set()
+        assert await call == "old"
+        assert await cache.get("k") is None
+        await until(absent(server, "k"), 1.0)
+
+
+# 2. One deadline
+
+
+def _entry(value: Any = 1) -> Entry:
+    now = time.time()
+    return Entry(value=value, created_at=now, fresh_until=now + 60, expires_at=now + 60)
+
+
+QUESTIONS: dict[str, Callable[[RedisBackend], Awaitable[Any]]] = {
+    "get": lambda store: store.get("k"),
+    "get_many": lambda store: store.get_many(["k", "l"]),
+    "set": lambda store: store.set("k", _entry()),
+    "set if absent": lambda store: store.set("absent", _entry(), only_if="absent"),
+    "set if present": lambda store: store.set("k", _entry(), only_if="present"),
+    "set_many": lambda store: store.set_many({"k": _entry(), "l": _entry()}),
+    "delete": lambda store: store.delete(["k"]),
+    "touch": lambda store: store.touch("k", fresh_until=time.time() + 9, expires_at=time.time() + 9),
+    "incr": lambda store: store.incr("k", 1, ttl=None),
+    "ping": lambda store: store.ping(),
+    "acquire": lambda store: store.leases.acquire("absent", ttl=3.0),
+    "commit": lambda store: store.leases.commit(Lease("k", "0" * 16), _entry()),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("question", QUESTIONS)
+async def test_operation_has_one_deadline(question: str, server: Server, proxy: FaultProxy) -> None:
+    """An operation on a slow server ends within the deadline of 0.5 s, however many questions it takes."""
+    store = on_redis(proxy.url)
+    try:
+        assert await store.set("k", _entry())
+        assert await store.get("k") is not None
+        proxy.latency(0.15)
+        with within(0.5), contextlib.suppress(BackendError):
+            await QUESTIONS[question](store)
+    finally:
+        await store.aclose()
+
+
+@pytest.mark.slow
+async def test_large_value_has_one_deadline(server: Server, proxy: FaultProxy) -> None:
+    """A read of a large value over a slow link ends within the deadline of 0.5 s."""
+    async with Cache(proxy.url, ttl="1m") as cache:
+        assert await cache.set("k", noise(2_000_000))
+        proxy.bandwidth(1_000_000)
+        with within(0.5):
+            await cache.get("k")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["black hole", "frozen", "refused"])
+async def test_wait_for_another_process_ends_with_the_server(name: str, server: Server, proxy: FaultProxy) -> None:
+    """A memoized call that waits for another process's load answers within a second of the server's going away."""
+    trouble = Trouble(name, server, proxy)
+    async with Cache(proxy.url, ttl="1m") as cache, Cache(server.url, ttl="1m") as other:
+        loading, go = asyncio.Event(), asyncio.Event()
+
+        async def load() -> str:
+            loading.set()
+            await go.wait()
+            return "theirs"
+
+        async def own() -> str:
+            return "ours"
+
+        assert await well(cache)
+        theirs = asyncio.create_task(other.get_or_set("k", load))
+        await loading.wait()
+        ours = asyncio.create_task(cache.get_or_set("k", own))
+        await until(lambda: _waits(server), 1.0)
+        await asyncio.sleep(0.05)
+        assert not ours.done()
+        trouble.begin()
+        try:
+            with within(CALL_SECONDS, 1.3):
+                assert await ours == "ours"
+        finally:
+            trouble.end()
+            go.set()
+            await theirs
+
+
+async def _waits(server: Server) -> bool:
+    return server.calls()["CLIENT|CACHING"] > 0
+
+
+# 9. Leaving without closing
+
+ENDINGS = {
+    "after hits": "await cache.set('k', 1); await cache.get('k')",
+    "in the middle of calls": (
+        "tasks = [asyncio.ensure_future(cache.get(f'k:{n}')) for n in range(50)]; await asyncio.sleep(0.05)"
+    ),
+    "in the middle of loads": (
+        "tasks = [asyncio.ensure_future(cache.get_or_set(f'k:{n}', asyncio.Event().wait)) for n in range(50)];"
+        " await asyncio.sleep(0.2)"
+    ),
+    "with something owed": "await cache.set('k', 1); await cache.delete('k')",
+    "by an exit": "await cache.get('k'); sys.exit(0)",
+}
+LEAVING = """
+import asyncio, sys
+from asynccache import Cache
+import logging
+logging.basicConfig(level=logging.ERROR)
+
+async def leave():
+    sys.exit(0)
+
+async def main():
+    {ending}
+
+cache = Cache({url!r}, local={local!r}, ttl="1m", telemetry="off")
+{run}
+"""
+RUNS = {
+    "asyncio.run": "asyncio.run(main())",
+    "a closed loop": "loop = asyncio.new_event_loop(); loop.run_until_complete(main()); loop.close()",
+}
+
+
+def leave(url: str, ending: str, run: str, local: str | None) -> str:
+    """What a program says, in development mode and with warnings as errors, that leaves without closing its cache."""
+    script = LEAVING.format(url=url, ending=ENDINGS[ending], local=local, run=RUNS[run])
+    ended = subprocess.run(
+        [sys.executable, "-X", "dev", "-W", "error", "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=15,
+        check=False,
+    )
+    complaints = [line for line in ended.stderr.splitlines() if not line.startswith("Executing <")]
+    return "\n".join([ended.stdout, *complaints]).strip() + ("" if ended.returncode == 0 else f" {ended.returncode}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("ending", "name"),
+    [*((ending, name) for ending in ENDINGS for name in ("well", "black hole")), ("with something owed", "refused")],
+)
+async def test_leaving_without_closing_says_nothing(ending: str, name: str, server: Server, proxy: FaultProxy) -> None:
+    """A program that ends without closing its cache says nothing, whatever the network does."""
+    if name != "well":
+        Trouble(name, server, proxy).begin()
+    local = "memory://" if ending in ("after hits", "in the middle of loads") else None
+    assert await asyncio.to_thread(leave, proxy.url, ending, "asyncio.run", local) == ""
+
+
+# 27. Secrets
+
+SECRET = "hunter2"
+
+
+def shown(error: BaseException) -> str:
+    """All that an exception shows, its causes and contexts included."""
+    return "".join([repr(error), str(error), *traceback.format_exception(error)])
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://me:{}@127.0.0.1:port/0",
+        "redis://me:{}@127.0.0.1:99999999/0",
+        "redis://me:{}@127.0.0.1:6379/zero",
+        "redis://me:{}@[::1/0",
+        "redis://me:{}[@127.0.0.1/0",
+        "redis://me:[{}]@127.0.0.1/0",
+        "redis://me:{}]@127.0.0.1/0",
+        "redis://me:{}\u2100@127.0.0.1/0",
+        "redis://me:{}\uff03@127.0.0.1/0",
+        "redis://:{}#x@127.0.0.1/0",
+        "redis://:#{}@127.0.0.1/0",
+        "redis://:?{}@127.0.0.1/0",
+        "redis://:1?{}@127.0.0.1/0",
+        "redis://:/{}@127.0.0.1/0",
+        "redis://:1/{}@127.0.0.1/0",
+        "redis://me:{}@127.0.0.1/0?timout=1",
+        "redis://me:{}@127.0.0.1/0?timeout=soon",
+        "redis://me:{}@127.0.0.1/0?sentinel_pasword={}",
+        "redis://me:{}@127.0.0.1/0?password={}",
+        "redis+sentinel://me:{}@127.0.0.1/0?sentinel_password={}&sentinel_password={}",
+        "redis+sentinel://me:{}@/?sentinel_password={}",
+        "redis+cluster://me:{}@127.0.0.1/1",
+        "unix://me:{}@/run/redis.sock?db=x",
+        "unix://me:{}@127.0.0.1/run/redis.sock",
+        "rediss://me:{}@127.0.0.1/0?ssl_ca_certs=/nowhere",
+        "rediss://me:{}@127.0.0.1/0?ssl_check_hostname=false",
+        "redos://me:{}@127.0.0.1/0",
+        "me:{}@127.0.0.1/0",
+        "redis:me:{}@127.0.0.1/0",
+        "redis:/me:{}@127.0.0.1/0",
+    ],
+)
+def test_wrong_url_shows_no_password(url: str) -> None:
+    """The error for a URL that is wrong is a `ConfigError` and does not show the password in it."""
+    for make in (
+        lambda text: Cache(text),
+        lambda text: Caches.from_mapping({"caches": {"a": {"store": text}}})["a"],
+        lambda text: Caches.from_mapping({"a": {"store": text}})["a"],
+    ):
+        with pytest.raises(ConfigError) as caught:
+            make(url.replace("{}", SECRET))
+        assert SECRET not in shown(caught.value)
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "wrong password",
+        "no password wanted",
+        "nobody there",
+        "no such host",
+        "no host",
+        "TLS",
+        "sentinels",
+        "cluster",
+        "another kind",
+    ],
+)
+async def test_password_is_nowhere_to_be_seen(where: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A password is in no log, representation, exception, traceback, span or metric, whatever goes wrong."""
+    caplog.set_level(logging.DEBUG)
+    loop = asyncio.get_running_loop()
+    exporter, reader = InMemorySpanExporter(), InMemoryMetricReader()
+    tracers = TracerProvider()
+    tracers.add_span_processor(SimpleSpanProcessor(exporter))
+    telemetry = Telemetry(tracer_provider=tracers, meter_provider=MeterProvider([reader]), keys="raw")
+    with Server(options={"requirepass": "another"} if where == "wrong password" else {}) as server:
+        who = f"me:{SECRET}@"
+        url = {
+            "nobody there": f"redis://{who}127.0.0.1:{free_port()}",
+            "no such host": f"redis://{who}nowhere.invalid",
+            "no host": f"redis://{who}a..b",
+            "TLS": f"rediss://{who}{server.host}:{server.port}",
+            "sentinels": f"redis+sentinel://{who}{server.host}:{server.port}/main/0?sentinel_password={SECRET}",
+            "cluster": f"redis+cluster://{who}{server.host}:{server.port}",
+        }.get(where, f"redis://{who}{server.host}:{server.port}")
+        told: list[BaseException] = []
+        seen: list[str] = []
+        for on_error in (told.append, "raise"):
+            cache = Cache(url, local="memory://", ttl="1m", on_error=on_error, telemetry=telemetry)  # type: ignore[arg-type]
+            loop.set_debug(True)
+            loop.slow_callback_duration = 0.0
+            try:
+                for call in CALLS.values():
+                    try:
+                        await call(cache)
+                    except Exception as error:
+                        told.append(error)
+                tasks = [repr(task) for task in asyncio.all_tasks()]
+                parts: list[object] = [cache, remote(cache), remote(cache).settings, cache._core, cache._core.seats]
+                parts += [vars(remote(cache))]
+                seen += [repr(part) for part in parts] + tasks
+                await cache.aclose()
+            finally:
+                loop.set_debug(False)
+        assert told
+        seen += [shown(error) for error in told]
+        seen += [record.getMessage() + str(record.exc_text) for record in caplog.records] + [caplog.text]
+        seen += [span.to_json() for span in exporter.get_finished_spans()]
+        data = reader.get_metrics_data()
+        seen += [data.to_json() if data else "", server.log]
+        assert len(exporter.get_finished_spans()) > 50
+        assert not [text for text in seen if SECRET in text]
+
+
+# The edges of loading: 50, 51, 52
+
+
+@pytest.mark.slow
+async def test_writes_in_an_outage_stay_near_and_old_values_do_not_come_back(server: Server, proxy: FaultProxy) -> None:
+    """With the remote store away a write is held by the local one, each key is owed once, and afterwards nobody reads
+    an older value."""
+    async with Cache(proxy.url, ttl="1m", local="memory://") as cache, Cache(server.url, ttl="1m") as other:
+        assert await cache.set("k", "old")
+        proxy.refuse()
+        for number in range(500):
+            await cache.set("k", f"new {number}")
+            await cache.set(f"k:{number % 5}", number)
+        assert await cache.get("k") == "new 499"
+        assert owed(cache) == 6
+        proxy.healthy()
+        await until(lambda: well(cache), HEALED_SECONDS)
+        assert await other.get("k") in (None, "new 499")
+        assert await cache.get("k") in (None, "new 499")
+        assert owed(cache) == 0
+
+
+def owed(cache: Cache) -> int:
+    """How many keys are to be deleted when the server is back."""
+    health = cache._core.health
+    assert health is not None
+    return health.owed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["black hole", "frozen"])
+@pytest.mark.parametrize("how", ["get_or_set", "memoized", "many at once"])
+async def test_stale_value_stands_in_for_a_server_that_hangs(
+    how: str, name: str, server: Server, proxy: FaultProxy
+) -> None:
+    """With a soft timeout of 50 ms a stale value of the local store is returned within 80 ms though the remote one
+    hangs."""
+    trouble = Trouble(name, server, proxy)
+    policy = Policy(ttl=0.3, grace=60.0, soft_timeout=0.05)
+    async with Cache(proxy.url, policy=policy, local="memory://") as cache:
+        keys = [f"k:{number}" for number in range(10)]
+        assert await cache.set_many(dict.fromkeys(keys, "stale"))
+        assert await cache.get_many(keys) == dict.fromkeys(keys, "stale")
+        await asyncio.sleep(0.35)
+        trouble.begin()
+        try:
+            with within(0.08):
+                if how == "get_or_set":
+                    assert await cache.get_or_set("k:1", lambda: "new") == "stale"
+                elif how == "memoized":
+                    assert await cache.memoize(key="k:1")(_one)() == "stale"
+                else:
+                    calls = (cache.get_or_set(key, lambda: "new") for key in keys)
+                    assert await asyncio.gather(*calls) == ["stale"] * 10
+        finally:
+            trouble.end()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["black hole", "connect hangs", "frozen", "cut"])
+async def test_one_probe_at_a_time(name: str, server: Server, proxy: FaultProxy) -> None:
+    """While the server is away one connection at a time is tried, and no call waits for it."""
+    trouble = Trouble(name, server, proxy)
+    async with Cache(proxy.url, ttl="1m") as cache:
+        assert await well(cache)
+        trouble.begin()
+        try:
+            await cache.get("k")
+            await cache.get("k")
+            most = 0
+            began = time.perf_counter()
+            while time.perf_counter() < began + 0.8:
+                with within(0.1):
+                    assert await asyncio.gather(*(cache.get(f"k:{number}") for number in range(50))) == [None] * 50
+                most = max(most, proxy.connections_open)
+                await asyncio.sleep(0.005)
+            assert most <= 2  # the last one may not have been seen to end
+        finally:
+            trouble.end()
+
+
+# All kinds of trouble, all kinds of calls
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("raising", [False, True], ids=["hidden", "raised"])
+async def test_calls_of_all_kinds_in_all_kinds_of_trouble(trouble: Trouble, proxy: FaultProxy, raising: bool) -> None:
+    """No call takes long, and none raises but this package's errors where that is wanted; hidden ones are all told."""
+    told: list[BaseException] = []
+    on_error: Any = "raise" if raising else told.append
+    async with Cache(proxy.url, ttl="1m", local="memory://", on_error=on_error) as cache:
+        assert await cache.set("k", 1)
+        trouble.begin()
+        for _ in range(2):
+            with within(CROWD_SECONDS):
+                outcomes = await asyncio.gather(*(call(cache) for call in CALLS.values()), return_exceptions=True)
+            errors = [each for each in outcomes if isinstance(each, BaseException)]
+            assert [error for error in errors if not isinstance(error, CacheError)] == []
+            assert bool(errors) == raising
+        trouble.end()
+        assert len(told) == (0 if raising else cache.stats().errors)
+        assert [error for error in told if not isinstance(error, BackendError)] == []
+        assert raising or told
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(40)
+@pytest.mark.parametrize("options", ["", "?connections=2"], ids=["one connection", "two"])
+@pytest.mark.parametrize("local", [None, "memory://"], ids=["one tier", "two tiers"])
+async def test_no_wrong_value_whatever_happens(
+    options: str, local: str | None, server: Server, proxy: FaultProxy
+) -> None:
+    """Under faults of all kinds, one after another, a read gives what was written last or nothing, and never what was
+    deleted or replaced."""
+    dice = random.Random(f"{options} {local}")
+    wrong: list[str] = []
+    hits = 0
+    async with Cache(proxy.url + options, ttl="1m", local=local) as cache:
+        ended, large = False, noise(100_000)
+
+        async def own(key: str) -> None:
+            nonlocal hits
+            allowed: set[Any] = {None}  # what a read may give: what was written last, surely or perhaps
+            for number in itertools.count(1):
+                if ended:
+                    return
+                value = [key, number, large if dice.random() < 0.2 else ""]
+                patience = dice.random() * 0.05 if dice.random() < 0.2 else 10.0
+                before, allowed = allowed, allowed | {number}  # until it is known what has become of it
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(patience):
+                        match dice.randrange(8):
+                            case 0 | 1:
+                                await cache.set(key, value)
+                                allowed = {None, number}
+                            case 2:
+                                if await cache.add(key, value):
+                                    allowed = {None, number}
+                            case 3:
+                                allowed |= {None}
+                                await cache.delete(key)
+                                allowed = {None}
+                            case 4:
+                                await cache.set_many({key: value, f"{key} too": value})
+                                allowed = {None, number}
+                            case _:
+                                allowed = before
+                                found = await cache.get(key) if number % 2 else (await cache.get_many([key])).get(key)
+                                hits += found is not None
+                                if found is not None and found[0] != key:
+                                    wrong.append(f"{key}: {found[0]}")
+                                if (None if found is None else found[1]) not in allowed:
+                                    wrong.append(f"{key}: {found and found[1]} for {allowed}")
+                await asyncio.sleep(dice.random() * 0.01)
+
+        workers = [asyncio.create_task(own(f"key {number}")) for number in range(16)]
+        for _ in range(7):
+            trouble = Trouble(
+                dice.choice([name for name in TROUBLES if name not in ("killed", "resets")]), server, proxy
+            )
+            trouble.begin()
+            await asyncio.sleep(dice.random() * 0.4)
+            trouble.end()
+            if dice.random() < 0.5:
+                proxy.error_replies(BUSY, only=dice.choice([DELETIONS, ["SET"], ["GETRANGE", "MGET"]]), times=5)
+            if dice.random() < 0.3:
+                proxy.drop_replies("SET", "EVALSHA")
+            await asyncio.sleep(dice.random() * 0.5)
+            proxy.healthy()
+        await until(lambda: well(cache), HEALED_SECONDS)
+        await asyncio.sleep(0.3)
+        ended = True
+        await asyncio.gather(*workers)
+    assert wrong == []
+    assert hits > 50
+
+
+@pytest.mark.slow
+async def test_count_is_what_was_said_under_resets(server: Server, proxy: FaultProxy) -> None:
+    """A counter on a line that is reset again and again has all that succeeded, and nothing twice."""
+    async with Cache(proxy.url) as cache, Cache(server.url) as other:
+        assert await cache.incr("n") == 1
+        sums: list[int] = [1]
+        asked = 1
+        for _ in range(10):
+            proxy.reset_at("EVALSHA", answered=True)
+            totals = await asyncio.gather(*(cache.incr("n") for _ in range(20)))
+            asked += 20
+            sums += [total for total in totals if total]
+            await until(lambda: well(cache), HEALED_SECONDS)
+        assert len(set(sums)) == len(sums)
+        assert len(sums) <= await other.get("n") <= asked
+
+
+# Values on the way
+
+
+@pytest.mark.slow
+async def test_late_replies_reach_nobody_else(server: Server, proxy: FaultProxy) -> None:
+    """Replies that come after their deadline are never taken for those of later questions."""
+    async with Cache(proxy.url, ttl="1m") as cache:
+        keys = [f"k:{number}" for number in range(200)]
+        assert await cache.set_many({key: key for key in keys})
+        for latency in (0.3, 0.24, 0.26):
+            proxy.latency(latency)
+            began = time.perf_counter()
+            while time.perf_counter() < began + 1.0:
+                for key, value in zip(keys, await asyncio.gather(*map(cache.get, keys)), strict=True):
+                    assert value in (None, key)
+                await asyncio.sleep(0.05)
+            proxy.healthy()
+            await until(lambda: well(cache), HEALED_SECONDS)
+            assert await asyncio.gather(*map(cache.get, keys)) == keys
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [1_000, 65_000, 66_000, 1_000_000])
+async def test_value_cut_in_the_middle_is_a_miss(size: int, server: Server, proxy: FaultProxy) -> None:
+    """A value of which a part has come before the connection broke is a miss, and whole when all is well again."""
+    async with Cache(proxy.url, ttl="1m") as cache:
+        value = noise(size)
+        assert await cache.set("k", value)
+        assert await cache.get("k") == value
+        for share in (0.01, 0.5, 0.99):
+            proxy.truncate(int(size * share / 2), once=True)
+            assert await cache.get("k") in (None, value)
+            proxy.healthy()
+
+            async def whole() -> bool:
+                return await cache.get("k") == value
+
+            await until(whole, HEALED_SECONDS)
+
+
+@pytest.mark.slow
+async def test_large_value_that_changes_while_it_is_read_is_not_torn(server: Server, proxy: FaultProxy) -> None:
+    """A large value that is replaced while it comes is the old one, the new one or a miss."""
+    values = ["a" + noise(400_000), "b" + noise(410_000), "c" + noise(300_000)]
+    async with Cache(proxy.url, ttl="1m") as cache, Cache(server.url, ttl="1m") as other:
+        assert await other.set("k", values[0])
+        assert await cache.get("k") == values[0]
+        proxy.latency(0.002)
+        proxy.bandwidth(20_000_000)
+        seen: Counter[Any] = Counter()
+        ended = False
+
+        async def write() -> None:
+            for value in itertools.cycle(values):
+                if ended:
+                    return
+                await other.set("k", value)
+                await asyncio.sleep(0.003)
+
+        writing = asyncio.create_task(write())
+        for _ in range(40):
+            found = await cache.get("k")
+            assert found is None or found in values
+            seen[found and found[0]] += 1
+        ended = True
+        await writing
+        assert sum(seen.values()) - seen[None] > 0
+
+
+@pytest.mark.slow
+async def test_connections_that_the_server_ends_cost_nothing(server: Server) -> None:
+    """A server that ends idle connections, again and again, costs neither a miss nor a failure."""
+    async with Cache(server.url, ttl="1m") as cache:
+        assert await cache.set("k", 1)
+        for _ in range(10):
+            server.command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+            await asyncio.sleep(0.06)
+            assert await cache.get("k") == 1
+        assert cache.stats().errors == 0
+
+
+# Ways to connect
+
+
+async def test_name_server_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host whose address is looked up for ever holds up neither a call nor the closing."""
+
+    async def lost(*_: object, **__: object) -> None:
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", lost)
+    cache = Cache("redis://nowhere.invalid", ttl="1m")
+    with within(CALL_SECONDS):
+        assert await cache.get_or_set("k", lambda: 1) == 1
+    with within(CALL_SECONDS):
+        await asyncio.gather(*(cache.get_or_set(f"k:{number}", lambda: 1) for number in range(100)))
+    with within(1.0):
+        await cache.aclose()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["black hole", "connect hangs", "refused", "cut", "slow"])
+async def test_trouble_on_an_encrypted_line(name: str, tmp_path: Path) -> None:
+    """With TLS the same holds as without: an answer within a second, closing within 2, and all well after it."""
+    made = certificates(tmp_path)
+    flavour = next(flavour for flavour in FLAVOURS if has_tls(flavour))
+    with Server(flavour, tls=made) as server, FaultProxy(server.host, server.tls_port or 0) as proxy:
+        trouble = Trouble(name, server, proxy)
+        url = f"rediss://localhost:{proxy.port}?ssl_ca_certs={made.authority}"
+        async with Cache(url, ttl="1m") as cache, Cache(url, ttl="1m") as cold:
+            assert await well(cache)
+            trouble.begin()
+            for each in (cache, cold):
+                with within(CALL_SECONDS):
+                    assert await each.get_or_set("k", lambda: 1) == 1
+            with within(CROWD_SECONDS):
+                await asyncio.gather(*(cache.get_or_set(f"k:{number}", lambda: 1) for number in range(100)))
+            with within(2.0):
+                await cold.aclose()
+            trouble.end()
+            await until(lambda: well(cache), HEALED_SECONDS)
+
+
+async def test_password_that_becomes_right(server: Server) -> None:
+    """A server that wanted another password is used within 2 s of wanting this one."""
+    with Server(options={"requirepass": "another"}) as guarded:
+        async with Cache(f"redis://:{SECRET}@{guarded.host}:{guarded.port}", ttl="1m") as cache:
+            for _ in range(20):
+                assert await cache.get_or_set("k", lambda: 1) == 1
+                await asyncio.sleep(0.01)
+            guarded.command("CONFIG", "SET", "requirepass", SECRET)
+            await until(lambda: well(cache), HEALED_SECONDS)
