@@ -132,16 +132,16 @@ def spelled(command: Sequence[Any], how: str) -> tuple[Any, ...]:
     return tuple(command)
 
 
-@pytest.mark.parametrize("how", ["as it is", "lower", "bytes"])
 @pytest.mark.parametrize("command", REFUSED, ids=lambda command: " ".join(map(str, command[:2])))
-async def test_what_would_change_or_block_the_shared_connection_is_refused(store, command, how):
+async def test_what_would_change_or_block_the_shared_connection_is_refused(store, command):
     """However it is spelled, alone or in a pipeline: it is not sent, and the connection goes on as it was."""
     await store.raw.command("SET", "a", "1")
-    with pytest.raises(NotSupported):
-        await store.raw.command(*spelled(command, how))
-    for transaction in (False, True):
+    for how in ("as it is", "lower", "bytes"):
         with pytest.raises(NotSupported):
-            await store.raw.pipeline([("SET", "a", "2"), spelled(command, how)], transaction=transaction)
+            await store.raw.command(*spelled(command, how))
+        for transaction in (False, True):
+            with pytest.raises(NotSupported):
+                await store.raw.pipeline([("SET", "a", "2"), spelled(command, how)], transaction=transaction)
     assert await store.raw.command("GET", "a") == b"1"
 
 
@@ -540,6 +540,23 @@ async def test_counting_and_adding_over_another_type(url, codec, kind):
         assert await cache.get("key") == 1
         await foreign()
         assert await cache.set("key", 1, only_if="present") is False
+
+
+@pytest.mark.parametrize("codec", ["json", "plain", "signed"])
+@pytest.mark.parametrize("kind", ["list", "text"])
+async def test_a_race_over_another_type(url, codec, kind):
+    """Many take such a key for absent at once: one of them adds to it, and no count is lost."""
+    async with cached(url, codec=CODECS[codec]) as one, cached(url, codec=CODECS[codec]) as two:
+        await asyncio.gather(one.ping(), two.ping())
+        for _ in range(5):
+            await one.redis.command("DEL", "key")
+            await one.redis.command(*FOREIGN[kind])
+            added = await asyncio.gather(*[each.add("key", 1, ttl=60) for each in (one, two) * 5])
+            assert added.count(True) == 1
+            await one.redis.command("DEL", "key")
+            await one.redis.command(*FOREIGN[kind])
+            totals = await asyncio.gather(*[each.incr("key", ttl=60) for each in (one, two) * 5])
+            assert sorted(totals) == list(range(1, 11))
 
 
 async def test_a_lock_over_another_type(url):

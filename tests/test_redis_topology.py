@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
+import hiredis
 import pytest
 from fault_proxy import FaultProxy
 from server_groups import Cluster, Sentinels
@@ -341,6 +342,63 @@ async def test_leaving_without_closing_behind_sentinels(sentinels: Sentinels, mo
     """A program that ends without closing prints nothing, in asyncio's debug mode."""
     sentinels.master_server().command("FLUSHALL")
     assert await _left(sentinels.url, *more) == ""
+
+
+@contextlib.asynccontextmanager
+async def told_by_hand(place: Callable[[], tuple[str, int]]) -> AsyncIterator[str]:
+    """The address of a sentinel that names the master that the test wants."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        parser = hiredis.Reader()
+        while data := await reader.read(4_096):
+            parser.feed(data)
+            while (command := parser.gets()) is not False:
+                host, port = (str(word) for word in place())
+                named = f"*2\r\n${len(host)}\r\n{host}\r\n${len(port)}\r\n{port}\r\n"
+                answers = {b"SENTINEL": named, b"HELLO": "%0\r\n"}
+                writer.write(answers.get(command[0].upper(), "+OK\r\n").encode())
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    server.close()
+
+
+async def test_a_master_that_was_demoted() -> None:
+    """Its connections are not ended, it only refuses writes from then on: the new master is found, writes go there
+    soon, and what was refused is not read any more."""
+    with Server() as one, Server() as two:
+        master = one
+        async with told_by_hand(lambda: master.address) as place, cached(f"redis+sentinel://{place}/main") as cache:
+            assert await cache.set("key", "old")
+            two.command("REPLICAOF", one.host, one.port)
+            await asyncio.to_thread(_replicated, [two], "key")
+            two.command("REPLICAOF", "NO", "ONE")
+            one.command("REPLICAOF", two.host, two.port)
+            master = two
+            assert await cache.set("key", "new") is False
+            assert await cache.get("key") != "old"
+            await until(lambda: cache.set("key", "newer"), "a write", 3.0)
+            assert two.command("STRLEN", "key") > 0
+            assert await cache.get("key") == "newer"
+
+
+async def test_a_master_that_is_none() -> None:
+    """While the sentinels still name it, it gets no commands, and few attempts; when they name another, that one is
+    found."""
+    with Server() as one, Server() as two:
+        master = one
+        one.command("REPLICAOF", two.host, two.port)
+        async with told_by_hand(lambda: master.address) as place, cached(f"redis+sentinel://{place}/main") as cache:
+            began = time.perf_counter()
+            for _ in range(50):
+                assert await cache.set("key", 1) is False
+                assert await cache.get("key") is None
+                await asyncio.sleep(0.01)
+            assert one.calls()["ROLE"] <= 20 * (time.perf_counter() - began) + 2
+            assert one.calls()["GETRANGE"] == one.calls()["SET"] == 0
+            master = two
+            await until(lambda: cache.set("key", 1), "a write", 3.0)
 
 
 @pytest.fixture
@@ -963,6 +1021,53 @@ async def test_cancelled_callers_on_a_cluster(cluster: Cluster) -> None:
         assert min(counts["cancelled"], counts["answered"]) > 100
 
 
+async def test_local_copies_while_a_slot_moves(cluster: Cluster) -> None:
+    """A copy never goes back to an older value, and the last write is seen, wherever the key is by then."""
+    slot = slot_of(b"local")
+    keys = [f"{{local}}{number}" for number in range(10)]
+    async with cached(cluster.url, local="memory://") as cache, cached(cluster.url, on_error="raise") as other:
+        await other.set_many(dict.fromkeys(keys, 0))
+        stop, last = False, 0
+        back: list[object] = []
+
+        async def write() -> None:
+            nonlocal last
+            while not stop:
+                last += 1
+                await other.set_many(dict.fromkeys(keys, last))
+                await asyncio.sleep(0.002)
+
+        async def read(key: str) -> None:
+            newest = 0
+            while not stop:
+                value = await cache.get(key)
+                if value is not None and value < newest:
+                    back.append((key, newest, value))
+                newest = max(newest, value or 0)
+                await asyncio.sleep(0)
+
+        tasks = [asyncio.ensure_future(work) for work in (write(), *map(read, keys))]
+        target = _other_master(cluster, slot)
+
+        def move() -> None:
+            with cluster.migrating(slot, target) as some:
+                for key in keys:
+                    some(key)
+                    time.sleep(0.02)
+
+        await asyncio.to_thread(move)
+        await asyncio.sleep(0.2)
+        stop = True
+        await asyncio.gather(*tasks)
+        assert last > 20
+        assert back == []
+
+        async def seen() -> bool:
+            return await cache.get_many(keys) == dict.fromkeys(keys, last)
+
+        await until(seen, "the last write", 1.5)
+
+
 # A cluster of one
 
 
@@ -1050,6 +1155,25 @@ async def test_a_server_that_is_no_cluster(lonely: Server) -> None:
         assert await cache.get_many(KEYS) in ({}, {key: key for key in KEYS})  # MGET is for one slot only
         assert await cache.get_or_set_many(KEYS, lambda keys: {key: key for key in keys}) == {key: key for key in KEYS}
         assert time.perf_counter() - began < 2.0
+
+
+async def test_nodes_that_cannot_be_reached_where_they_say(lonely: Server) -> None:
+    """A cluster that names addresses of another network: calls are answered within the timeouts, as without it."""
+    lonely.command("CONFIG", "SET", "cluster-preferred-endpoint-type", "ip")
+    lonely.command("CONFIG", "SET", "cluster-announce-ip", "192.0.2.1")
+    try:
+        async with cached(f"redis+cluster://{lonely.host}:{lonely.port}") as cache:
+            for call in (
+                lambda: cache.get("key"),
+                lambda: cache.set_many({key: key for key in KEYS}),
+                lambda: cache.get_many(KEYS),
+                lambda: cache.get_or_set("key", lambda: 1),
+            ):
+                began = time.perf_counter()
+                await call()
+                assert time.perf_counter() - began < 1.0
+    finally:
+        lonely.command("CONFIG", "SET", "cluster-announce-ip", "127.0.0.1")
 
 
 class TestOnCluster(OnSeveral):

@@ -133,12 +133,18 @@ class RedisBackend:
         pool = self.pool()
         names = {key: key.encode() for key in keys}
         if self.intents.keys or pool.large_writes:
-            await self.settle(pool, names.values())
+            try:
+                await self.settle(pool, names.values())
+            except BackendError:
+                # What is still owed is not read; the others may have other servers.
+                names = {key: name for key, name in names.items() if name not in self.intents.keys}
+                if not names:
+                    raise
         found: Sequence[Any]
         if pool.clustered:
             found = await pool.ask_all([(name, pack((b"GET", name))) for name in names.values()])
         else:
-            found = await pool.ask(names[keys[0]], b"MGET", *names.values())
+            found = await pool.ask(next(iter(names.values())), b"MGET", *names.values())
         entries: dict[str, Entry] = {}
         answered = any(not isinstance(data, Exception) for data in found)  # one node away is no reason to miss all
         for key, data in zip(names, found, strict=True):
@@ -384,8 +390,10 @@ class RedisBackend:
         if owed:
             replies = await pool.ask_all([(name, pack((b"UNLINK", name))) for name in owed])
             for (name, failure), reply in zip(owed.items(), replies, strict=True):
+                if not isinstance(reply, Exception):
+                    self.intents.paid(name, failure)
+            for reply in replies:
                 told(reply)
-                self.intents.paid(name, failure)
 
     def forget(self) -> None:
         """Start anew in a forked child: the connections are the parent's, and stay untouched."""

@@ -205,9 +205,10 @@ class Link:
         opened, tracked_all = False, False
         failure: BackendError = BackendUnavailable("redis: the loop has ended")
         try:
-            pause, self._tried_at = self._tried_at + _LEAST_PAUSE - stopwatch(), stopwatch()
+            pause = self._tried_at + _LEAST_PAUSE - stopwatch()
             if pause > 0:  # a server that greets and hangs up is not called without end; who asks waits
                 await asyncio.sleep(pause)
+            self._tried_at = stopwatch()
             async with asyncio.timeout(settings.connect_timeout):
                 await self._connect(wire)
                 tracked_all = self._owner.track_all
