@@ -220,6 +220,8 @@ class Locks:
                 await self._queue.renew(turn, ttl=ttl * 2)
             lease = await attempt("lock", leases.acquire(name, ttl=ttl), _NO_LEASE)
             if self.closed:
+                if lease is not None and lease is not _NO_LEASE:
+                    leases.abandon(lease)
                 raise CacheClosed("the cache was closed while its lock was waited for")
             if lease is _NO_LEASE:
                 return None

@@ -651,6 +651,24 @@ async def test_large_write_given_up_does_not_come_after_a_deletion(how: str, ser
         assert await cache.get("k") is None
 
 
+@pytest.mark.slow
+async def test_deletion_beside_a_large_write_is_not_forgotten(server: Server, proxy: FaultProxy) -> None:
+    """Of several keys deleted together, while a large value is on its way, each is gone though one was refused."""
+    async with Cache(proxy.url, ttl="1m") as cache:
+        assert await cache.set_many({"a": "old", "b": "old"})
+        assert await cache.set("z", noise(100_000))
+        proxy.bandwidth(1_000_000)
+        writing = asyncio.create_task(cache.set("z", noise(300_000)))
+        await asyncio.sleep(0.02)
+        proxy.error_replies(BUSY, only=DELETIONS, times=4)
+        assert not await cache.delete("b")
+        await cache.delete_many(["a", "b"])
+        assert await cache.get("a") is None
+        assert await writing
+        proxy.healthy()
+        assert await cache.get_many(["a", "b"]) == {}
+
+
 def noise(size: int) -> str:
     """Text that cannot be compressed much."""
     return random.Random(size).randbytes(size // 2).hex()

@@ -27,13 +27,13 @@ from asynccache import Cache, CacheError, LoadTimeout, LockTimeout, RecursiveLoa
 from asynccache.backends.redis.scripts import lease_record
 from asynccache.clock import SystemClock
 
+pytestmark = pytest.mark.slow
+
 LEASE_SECONDS = 3.0
 
 PREAMBLE = """
 import asyncio, contextlib, json, os, sys, time
 from asynccache import Cache, Policy
-
-pytestmark = pytest.mark.slow
 
 folder, url = sys.argv[1], sys.argv[2]
 

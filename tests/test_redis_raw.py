@@ -695,14 +695,24 @@ async def test_what_is_never_sent():
 
 
 async def test_a_hostile_pattern_is_cheap(url):
-    """A pattern made to be slow costs a few milliseconds, and holds up nobody."""
+    """A pattern made to be slow costs less than ten milliseconds, and matches as it should."""
     async with cached(url, namespace="n") as cache:
         await cache.set_many({"a" * 200 + str(number): 1 for number in range(20)})
-        for pattern in ("*a" * 100 + "b", "a*" * 200 + "!", "[a-z]" * 150 + "*!", "?" * 1_000, "\\*" * 300):
-            began = time.process_time()
-            assert [key async for key in cache.keys(pattern)] == []
-            assert await cache.clear(pattern) == 0
-            assert time.process_time() - began < 0.1
+        for pattern in (
+            "*a" * 100 + "b",
+            "a*" * 200 + "!",
+            "[a-z]" * 150 + "*!",
+            "?" * 1_000,
+            "*?" * 500,
+            "*[" + "a-z" * 300,
+        ):
+            cheapest = 1.0
+            for _ in range(3):
+                began = time.process_time()
+                assert [key async for key in cache.keys(pattern)] == []
+                assert await cache.clear(pattern) == 0
+                cheapest = min(cheapest, time.process_time() - began)
+            assert cheapest < 0.01, pattern
 
 
 # Counters
@@ -1062,6 +1072,27 @@ async def test_a_load_has_its_round_trips(url, spans):
     assert {"GETRANGE", "EVALSHA"} <= {span.name for span in trips}
     assert all(span.parent is not None and span.parent.span_id in ours for span in trips)
     assert VALUE not in "".join(span.to_json() for span in spans.all())
+
+
+async def test_commands_that_leave_with_another_in_front(url, spans):
+    """A round trip is named after the command that was wanted, whatever has to be said in front of it."""
+    server = server_of("redis" if server_of("redis").url in url else "valkey")
+    async with traced(url, spans) as cache, cached(url) as holder:
+        gate = asyncio.Event()
+
+        async def load() -> int:
+            await gate.wait()
+            return 1
+
+        loading = asyncio.ensure_future(holder.get_or_set("key", load))
+        await asyncio.sleep(0.05)
+        waiting = asyncio.ensure_future(cache.get_or_set("key", load))
+        await asyncio.sleep(0.05)
+        gate.set()
+        assert [await loading, await waiting] == [1, 1]
+        server.command("SCRIPT", "FLUSH")
+        assert await cache.incr("n") == 1
+    assert {span.name for span in spans.clients()} == {"GETRANGE", "EVALSHA"}
 
 
 async def test_a_server_that_says_no_shows_in_the_span(url, spans):

@@ -11,12 +11,16 @@ from typing import Any
 import hiredis
 import pytest
 from fault_proxy import FaultProxy
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind
 from server_groups import Cluster, Sentinels
 from servers import Certificates, Server, certificates, flavours, free_port, has_tls, wait_until
 from stores import on_redis
 from test_redis_urls import ACL
 
-from asynccache import Backend, Cache, Clock
+from asynccache import Backend, Cache, Clock, Telemetry
 from asynccache.backends.redis.slots import SLOTS, slot_of
 from asynccache.codec import Codec
 from asynccache.errors import CacheError
@@ -234,35 +238,36 @@ async def test_an_unknown_service(sentinels: Sentinels) -> None:
         assert time.perf_counter() - began < 1.0
 
 
+@contextlib.asynccontextmanager
+async def told_by_hand(place: Callable[[], tuple[str, int]]) -> AsyncIterator[str]:
+    """The address of a sentinel that names the master that the test wants."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        parser = hiredis.Reader()
+        while data := await reader.read(4_096):
+            parser.feed(data)
+            while (command := parser.gets()) is not False:
+                host, port = (str(word) for word in place())
+                named = f"*2\r\n${len(host)}\r\n{host}\r\n${len(port)}\r\n{port}\r\n"
+                answers = {b"SENTINEL": named, b"HELLO": "%0\r\n"}
+                writer.write(answers.get(command[0].upper(), "+OK\r\n").encode())
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        server.close()
+
+
 async def test_sentinels_that_name_a_replica(sentinels: Sentinels) -> None:
     """A sentinel that lies, or is behind, is not believed: a server that says it is no master gets no command."""
     replica = sentinels.replicas()[0]
-    host, port = replica.address
-
-    async def lie(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while data := await reader.read(4_096):
-            for command in data.split(b"*")[1:]:
-                if b"MASTERS" in command.upper():
-                    fields = {
-                        "name": sentinels.service, "ip": host, "port": str(port), "flags": "master", "runid": "x" * 40,
-                        "num-other-sentinels": "2", "quorum": "2", "num-slaves": "2",
-                    }  # fmt: skip
-                    row = "".join(f"${len(w)}\r\n{w}\r\n" for item in fields.items() for w in item)
-                    writer.write(f"*1\r\n*{2 * len(fields)}\r\n{row}".encode())
-                elif b"GET-MASTER-ADDR" in command.upper():
-                    writer.write(f"*2\r\n${len(host)}\r\n{host}\r\n${len(str(port))}\r\n{port}\r\n".encode())
-                else:
-                    writer.write(b"+OK\r\n")
-        writer.close()
-
-    liar = await asyncio.start_server(lie, "127.0.0.1", 0)
-    place = f"127.0.0.1:{liar.sockets[0].getsockname()[1]}"
-    async with cached(f"redis+sentinel://{place}/{sentinels.service}") as cache:
+    async with told_by_hand(lambda: replica.address) as place, cached(f"redis+sentinel://{place}/main") as cache:
+        assert await cache.get("key") is None
         assert await cache.set("key", 1) is False
         assert await cache.get("key") is None
-    before = replica.calls()
-    assert before["GETRANGE"] == 0
-    liar.close()
+    assert replica.calls()["GETRANGE"] == 0
 
 
 async def test_what_was_deleted_during_a_failover_stays_deleted(sentinels: Sentinels) -> None:
@@ -344,26 +349,6 @@ async def test_leaving_without_closing_behind_sentinels(sentinels: Sentinels, mo
     assert await _left(sentinels.url, *more) == ""
 
 
-@contextlib.asynccontextmanager
-async def told_by_hand(place: Callable[[], tuple[str, int]]) -> AsyncIterator[str]:
-    """The address of a sentinel that names the master that the test wants."""
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        parser = hiredis.Reader()
-        while data := await reader.read(4_096):
-            parser.feed(data)
-            while (command := parser.gets()) is not False:
-                host, port = (str(word) for word in place())
-                named = f"*2\r\n${len(host)}\r\n{host}\r\n${len(port)}\r\n{port}\r\n"
-                answers = {b"SENTINEL": named, b"HELLO": "%0\r\n"}
-                writer.write(answers.get(command[0].upper(), "+OK\r\n").encode())
-        writer.close()
-
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    server.close()
-
-
 async def test_a_master_that_was_demoted() -> None:
     """Its connections are not ended, it only refuses writes from then on: the new master is found, writes go there
     soon, and what was refused is not read any more."""
@@ -392,9 +377,9 @@ async def test_a_master_that_is_none() -> None:
         async with told_by_hand(lambda: master.address) as place, cached(f"redis+sentinel://{place}/main") as cache:
             began = time.perf_counter()
             for _ in range(50):
-                assert await cache.set("key", 1) is False
                 assert await cache.get("key") is None
                 await asyncio.sleep(0.01)
+            assert await cache.set("key", 1) is False
             assert one.calls()["ROLE"] <= 20 * (time.perf_counter() - began) + 2
             assert one.calls()["GETRANGE"] == one.calls()["SET"] == 0
             master = two
@@ -548,6 +533,8 @@ async def test_calls_of_many_keys_across_slots(cluster: Cluster) -> None:
         assert await cache.clear("k5*") == 10
         assert await cache.clear() == 20
         assert await cache.get_many(KEYS) == {}
+        assert await cache.get_or_set_many(KEYS, lambda keys: {key: [key] for key in keys}) == values
+        assert await cache.get_many(KEYS) == values
         await cache.set_many(values, tags=["t", "u"])
         await cache.invalidate_tags("u")
         assert await cache.get_many(KEYS) == {}
@@ -727,6 +714,7 @@ async def test_every_call_within_a_move(cluster: Cluster) -> None:
         target = _other_master(cluster, slot)
         with cluster.migrating(slot, target) as move:
             await asyncio.to_thread(move, *keys[:4])
+            target.command("SCRIPT", "FLUSH")
             for _ in range(2):
                 assert await cache.get_many([*keys, "{w}none"]) == {key: key for key in keys}
                 assert [await cache.get(key) for key in keys] == keys
@@ -751,6 +739,27 @@ async def test_every_call_within_a_move(cluster: Cluster) -> None:
         assert await cache.get_many(keys) == {key: key for key in keys[3:6]}
         assert await cache.get("{w}large") == large
         assert await cache.clear() == 7
+
+
+async def test_spans_of_a_redirection(cluster: Cluster) -> None:
+    """Each round trip has its own, with the node that was asked, and is named after the command that was wanted."""
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    slot = slot_of(b"spans")
+    async with cached(cluster.url, telemetry=Telemetry(tracer_provider=provider), on_error="raise") as cache:
+        await cache.set("{spans}", 1)
+        source, target = cluster.master_of(slot), _other_master(cluster, slot)
+        with cluster.migrating(slot, target) as move:
+            await asyncio.to_thread(move, "{spans}")
+            exporter.clear()
+            assert await cache.get("{spans}") == 1
+        spans = [span for span in exporter.get_finished_spans() if span.kind is SpanKind.CLIENT]
+        assert [span.name for span in spans] == ["GETRANGE", "GETRANGE"]
+        seen = [dict(span.attributes or {}) for span in spans]
+        assert [each["server.port"] for each in seen] == [source.port, target.port]
+        assert [each.get("error.type") for each in seen] == ["ASK", None]
+        assert "{spans}" not in "".join(span.to_json() for span in spans)
+    provider.shutdown()
 
 
 async def test_a_transaction_after_a_move(cluster: Cluster) -> None:

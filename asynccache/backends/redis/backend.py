@@ -1,6 +1,5 @@
 """The Redis store as caches see it: each call one round trip on a connection that all callers share."""
 
-import asyncio
 import math
 import os
 import weakref
@@ -383,9 +382,7 @@ class RedisBackend:
             BackendError: The server does not take it.
         """
         if pool.large_writes:
-            for name in names:
-                if name in pool.large_writes:
-                    await asyncio.wait([pool.large_writes[name]], timeout=self.settings.timeout)
+            await pool.large_ended(names)
         owed = {name: self.intents.keys[name] for name in names if name in self.intents.keys}
         if owed:
             replies = await pool.ask_all([(name, pack((b"UNLINK", name))) for name in owed])

@@ -41,7 +41,11 @@ async def put(store: Store, pool: Pool, name: bytes, data: bytes, left: int | st
     head = b"*%d\r\n$3\r\nSET\r\n$%d\r\n%b\r\n$%d\r\n" % (5 if lasting else 3, len(name), name, len(data))
     command = b"".join((head, data, b"\r\n", lasting))
     link = pool.large(pool.link(name))
-    asked = link.ask(command, KEPT)
+    try:
+        asked = link.ask(command, KEPT)
+    except BackendError:
+        store.owe(pool, (name,))
+        raise
     pool.large_writes[name] = asked
 
     def ended(asked: Asked) -> None:

@@ -243,6 +243,12 @@ class Pool:
                 trip.end(failure, None)
         return replies
 
+    async def large_ended(self, keys: Iterable[bytes]) -> None:
+        """Return when no large write of these keys is on its way."""
+        under_way = [self.large_writes[key] for key in keys if key in self.large_writes]
+        if under_way:
+            await asyncio.wait(under_way, timeout=self.timeout)
+
     def grouped(self, keys: Sequence[bytes], most: int) -> list[Sequence[bytes]]:
         """The keys in groups that one command can have; in a cluster, where slots move, each by itself."""
         step = 1 if self.clustered else most

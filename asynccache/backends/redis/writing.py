@@ -1,6 +1,6 @@
 """Writes of many keys that happen, or are owed."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from asynccache.backends.redis.intents import Intents
@@ -18,7 +18,6 @@ class Store(Protocol):
     intents: Intents
 
     def owe(self, pool: Pool, names: Sequence[bytes]) -> None: ...
-    async def settle(self, pool: Pool, names: Iterable[bytes]) -> None: ...
 
 
 async def change(
@@ -36,11 +35,11 @@ async def change(
         BackendError: One of them failed; its keys are owed.
     """
     names = [name for group, _ in commands for name in group]
-    if pool.large_writes:
-        await store.settle(pool, names)
-    if store.intents.keys:
-        store.intents.superseded(names)  # what is repaid was sent before these commands, or is not any more
     try:
+        if pool.large_writes:
+            await pool.large_ended(names)
+        if store.intents.keys:
+            store.intents.superseded(names)  # what is repaid was sent before these commands, or is not any more
         replies = await pool.ask_all([(group[0], command) for group, command in commands], script, KEPT)
     except BaseException:
         store.owe(pool, names)
