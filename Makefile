@@ -44,7 +44,7 @@ check: $(VENV)/.installed-test $(VENV)/.installed-check ## Lint, format, types, 
 	$(if $(wildcard tests/typing_examples.py),$(BIN)/mypy --strict tests/typing_examples.py)
 	@[ -f .coverage ] || $(MAKE) test
 	$(BIN)/coverage report --format=total
-	PYTHONASYNCIODEBUG=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow"
+	$(if $(NO_DEBUG_RUN),,PYTHONASYNCIODEBUG=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow")
 
 demo-redis: $(VENV)/.installed-demo ## Kill the Redis behind four processes, and start it again
 	@$(BIN)/python examples/demo_redis.py
