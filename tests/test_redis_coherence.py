@@ -151,7 +151,7 @@ async def test_a_count_of_another_process_is_seen(near: Copying, other: Cache) -
 
 async def test_a_new_ttl_of_another_process_is_seen(near: Copying, other: Cache) -> None:
     """A copy ends when its entry now ends: earlier or later than it did when it was copied."""
-    await other.set_many({"shorter": "value", "longer": "value"}, 0.4)
+    await other.set_many({"shorter": "value", "longer": "value"}, 0.8)
     await other.touch("shorter", 60)
     await near.copy("shorter", "longer")
     touched = time.monotonic()
@@ -161,7 +161,7 @@ async def test_a_new_ttl_of_another_process_is_seen(near: Copying, other: Cache)
     await near.copy("shorter", "longer")
     await asyncio.sleep(touched + 0.25 - time.monotonic())
     assert await near.cache.get("shorter") is None
-    await asyncio.sleep(touched + 0.45 - time.monotonic())
+    await asyncio.sleep(touched + 0.85 - time.monotonic())
     assert await near.cache.get("longer") == "value"
 
 
@@ -206,11 +206,11 @@ async def test_what_other_programs_do_is_seen(command: str) -> None:
 
 async def test_a_copy_lives_no_longer_than_its_entry(near: Copying, other: Cache) -> None:
     """It ends with the entry's ttl, whenever it was made."""
-    await other.set("key", "value", 0.3, grace=60)
-    ends = time.monotonic() + 0.3
+    await other.set("key", "value", 0.6, grace=60)
+    ends = time.monotonic() + 0.6
     await asyncio.sleep(0.15)
     await near.copy("key")
-    await asyncio.sleep(ends - 0.05 - time.monotonic())
+    await asyncio.sleep(ends - 0.25 - time.monotonic())
     assert await near.cache.get("key") == "value"
     await asyncio.sleep(ends + 0.03 - time.monotonic())
     assert await near.cache.get("key") is None

@@ -32,8 +32,9 @@ pytestmark = pytest.mark.slow
 LEASE_SECONDS = 3.0
 
 PREAMBLE = """
-import asyncio, contextlib, json, os, sys, time
-from asynccache import Cache, Policy
+import asyncio, os, sys, time
+import asynccache.backends.redis
+from asynccache import Cache
 
 folder, url = sys.argv[1], sys.argv[2]
 

@@ -147,7 +147,8 @@ def settings_like(client: Any) -> Settings:
     Raises:
         ConfigError: It has other things than a host or a socket to connect to.
     """
-    given = client.connection_pool.connection_kwargs
+    pool = getattr(client, "connection_pool", None)  # a client of a cluster has none
+    given: Mapping[str, Any] = {} if pool is None else pool.connection_kwargs
     path, host = given.get("path"), given.get("host")
     if not (path or host):
         raise ConfigError("the settings of a redis.asyncio.Redis for one server can be taken, not those of others")

@@ -1,6 +1,7 @@
 """The connections of one event loop: which server has a key, and what is done when it says that another one has."""
 
 import asyncio
+import re
 from binascii import crc_hqx
 from collections.abc import Callable, Iterable, Sequence
 from contextvars import Context
@@ -26,6 +27,7 @@ __all__ = ["Pool"]
 _SLOTS_COMMAND: Final = pack(("CLUSTER", "SLOTS"))
 _ASKING: Final = pack(("ASKING",))
 _PING: Final = pack(("PING",))
+_REDIRECTION: Final = re.compile(r"(?:MOVED|ASK) (\d{1,5}) ([^ ]*):(\d{1,5})")
 _MOST_REDIRECTIONS: Final = 5
 _MOST_AT_ONCE: Final = 10_000  # commands: more would take longer than their deadline by their number alone
 _TRY_AGAIN_SECONDS: Final = 0.02
@@ -280,12 +282,11 @@ class Pool:
             extra = 0
             if code == "NOSCRIPT" and source:
                 extra, command = 1, pack(("SCRIPT", "LOAD", source)) + command  # in one round trip
-            elif code in ("MOVED", "ASK") and self.clustered:
-                _, slot, place = str(reply).split(" ", 2)
-                address = _address(place, link)
+            elif code in ("MOVED", "ASK") and self.clustered and (place := _redirection(str(reply), link)):
+                slot, address = place
                 link = self._node(address)
                 if code == "MOVED":
-                    self._slots[int(slot)] = address
+                    self._slots[slot] = address
                     self.refresh()
                 else:
                     extra, command = 1, _ASKING + command
@@ -427,6 +428,9 @@ def _host_of(link: Link) -> str:
     return link.address[0] if isinstance(link.address, tuple) else "localhost"
 
 
-def _address(place: str, link: Link) -> Address:
-    host, _, port = place.rpartition(":")
-    return (host.strip("[]") or _host_of(link), int(port))
+def _redirection(text: str, link: Link) -> tuple[int, Address] | None:
+    """The slot and the address that an error names; ``None`` when it names none."""
+    found = _REDIRECTION.fullmatch(text)
+    if found is None or int(found[1]) >= SLOTS or not 0 < int(found[3]) < 65_536:
+        return None
+    return int(found[1]), (found[2].strip("[]") or _host_of(link), int(found[3]))

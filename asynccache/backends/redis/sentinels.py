@@ -62,8 +62,10 @@ class Sentinels:
             answered, asked = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
             for each in answered:
                 reply = each.result()
-                if isinstance(reply, list) and len(reply) == 2:
-                    return reply[0].decode(), int(reply[1])
+                if not isinstance(reply, list) or [type(part) for part in reply] != [bytes, bytes]:
+                    continue  # it does not know, or is no sentinel
+                if reply[1].isdigit() and 0 < int(reply[1]) < 65_536:
+                    return reply[0].decode("ascii", "replace"), int(reply[1])
         raise BackendUnavailable("redis: no sentinel knows the master")
 
     def close(self) -> None:
