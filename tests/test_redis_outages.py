@@ -248,7 +248,7 @@ async def test_breaker_makes_calls_cheap_and_attempts_few(name: str, server: Ser
             took = []
             with connections_to(proxy.port) as attempts:
                 began = time.perf_counter()
-                while time.perf_counter() < began + (1.0 if len(took) >= 1_000 else 2.0):
+                while time.perf_counter() < began + (0.8 if len(took) >= 1_000 else 2.0):
                     before = time.perf_counter()
                     assert await cache.get("k") is None
                     took.append(time.perf_counter() - before)
@@ -327,7 +327,7 @@ async def test_kill_and_restart_under_fifty_workers(server: Server, caplog: pyte
         took.clear()
         caplog.clear()
         server.kill()
-        await asyncio.sleep(2.0)
+        await asyncio.sleep(1.5)
         await asyncio.to_thread(server.start)
         back = time.perf_counter()
 
@@ -1296,7 +1296,7 @@ async def test_one_probe_at_a_time(name: str, server: Server, proxy: FaultProxy)
             await cache.get("k")
             most = 0
             began = time.perf_counter()
-            while time.perf_counter() < began + 0.8:
+            while time.perf_counter() < began + 0.5:
                 with within(0.1):
                     assert await asyncio.gather(*(cache.get(f"k:{number}") for number in range(50))) == [None] * 50
                 most = max(most, proxy.connections_open)
@@ -1310,24 +1310,28 @@ async def test_one_probe_at_a_time(name: str, server: Server, proxy: FaultProxy)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("raising", [False, True], ids=["hidden", "raised"])
-async def test_calls_of_all_kinds_in_all_kinds_of_trouble(trouble: Trouble, proxy: FaultProxy, raising: bool) -> None:
+async def test_calls_of_all_kinds_in_all_kinds_of_trouble(trouble: Trouble, proxy: FaultProxy) -> None:
     """No call takes long, and none raises but this package's errors where that is wanted; hidden ones are all told."""
     told: list[BaseException] = []
-    on_error: Any = "raise" if raising else told.append
-    async with Cache(proxy.url, ttl="1m", local="memory://", on_error=on_error) as cache:
-        assert await cache.set("k", 1)
+    async with (
+        Cache(proxy.url, ttl="1m", local="memory://", on_error=told.append) as hiding,
+        Cache(proxy.url, ttl="1m", local="memory://", on_error="raise") as raising,
+    ):
+        assert await hiding.set("k", 1)
+        assert await raising.set("k", 1)
         trouble.begin()
         for _ in range(2):
             with within(CROWD_SECONDS):
-                outcomes = await asyncio.gather(*(call(cache) for call in CALLS.values()), return_exceptions=True)
-            errors = [each for each in outcomes if isinstance(each, BaseException)]
-            assert [error for error in errors if not isinstance(error, CacheError)] == []
-            assert bool(errors) == raising
+                outcomes = await asyncio.gather(
+                    asyncio.gather(*(call(hiding) for call in CALLS.values())),
+                    asyncio.gather(*(call(raising) for call in CALLS.values()), return_exceptions=True),
+                )
+            raised = [each for each in outcomes[1] if isinstance(each, BaseException)]
+            assert raised
+            assert [error for error in raised if not isinstance(error, CacheError)] == []
         trouble.end()
-        assert len(told) == (0 if raising else cache.stats().errors)
+        assert len(told) == hiding.stats().errors > 0
         assert [error for error in told if not isinstance(error, BackendError)] == []
-        assert raising or told
 
 
 @pytest.mark.slow
@@ -1384,7 +1388,7 @@ async def test_no_wrong_value_whatever_happens(
                 await asyncio.sleep(dice.random() * 0.01)
 
         workers = [asyncio.create_task(own(f"key {number}")) for number in range(16)]
-        for _ in range(7):
+        for _ in range(6):
             trouble = Trouble(
                 dice.choice([name for name in TROUBLES if name not in ("killed", "resets")]), server, proxy
             )
@@ -1523,7 +1527,7 @@ async def test_name_server_that_does_not_answer(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["black hole", "connect hangs", "refused", "cut", "slow"])
+@pytest.mark.parametrize("name", ["black hole", "connect hangs", "cut"])
 async def test_trouble_on_an_encrypted_line(name: str, tmp_path: Path) -> None:
     """With TLS the same holds as without: an answer within a second, closing within 2, and all well after it."""
     made = certificates(tmp_path)

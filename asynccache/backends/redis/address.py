@@ -149,7 +149,8 @@ def settings_like(client: Any) -> Settings:
     """
     pool = getattr(client, "connection_pool", None)  # a client of a cluster has none
     given: Mapping[str, Any] = {} if pool is None else pool.connection_kwargs
-    path, host = given.get("path"), given.get("host")
+    path: Any = given.get("path")
+    host: Any = given.get("host")
     if not (path or host):
         raise ConfigError("the settings of a redis.asyncio.Redis for one server can be taken, not those of others")
     tls = {name: option for name, option in given.items() if name.startswith("ssl_") and option is not None}
