@@ -17,7 +17,7 @@ from asynccache.clock import Clock, stopwatch
 from asynccache.errors import BackendError, BackendTimeout, BackendUnavailable
 from asynccache.telemetry import RoundTrip, recording, round_trip
 
-__all__ = ["Link", "Owner", "answered"]
+__all__ = ["Link", "Owner", "name_of"]
 
 _IDLE_SECONDS: Final = 1.0
 _DROP_SECONDS: Final = 1.0
@@ -97,7 +97,15 @@ class Link:
         self.tracking = False
         self.attempts = 0
 
-    def ask(self, command: bytes, extra: int = 0, *, deadline: float | None = None, traced: bool = True) -> Asked:
+    def ask(
+        self,
+        command: bytes,
+        extra: int = 0,
+        *,
+        deadline: float | None = None,
+        traced: bool = True,
+        name: str | None = None,
+    ) -> Asked:
         """Send a packed command; see `Wire.ask`.
 
         Args:
@@ -105,11 +113,12 @@ class Link:
             extra: How many others stand in front of it.
             deadline: When the operation has had its time.
             traced: Whether it is a round trip of its own.
+            name: What spans call it, where others stand in front.
 
         Raises:
             BackendUnavailable: The server is away, and it is too early to try again.
         """
-        trip = round_trip(name_of(command), self.where()) if traced and recording() else None
+        trip = round_trip(name or name_of(command), self.where()) if traced and recording() else None
         try:
             wire = self._wire
             if wire is None or wire.lost:
@@ -122,7 +131,7 @@ class Link:
                 trip.end(error)
             raise
         if trip is not None:
-            asked.add_done_callback(partial(answered, trip))
+            asked.add_done_callback(partial(_answered, trip))
         return asked
 
     def where(self) -> Mapping[str, str | int]:
@@ -277,7 +286,7 @@ def name_of(command: bytes) -> str:
     return command.split(b"\r\n", 3)[2].decode("ascii", "replace").upper()
 
 
-def answered(trip: RoundTrip, asked: Asked) -> None:
+def _answered(trip: RoundTrip, asked: Asked) -> None:
     """End the span of a round trip."""
     reply = None if asked.cancelled() else asked.result()
     error = reply if isinstance(reply, Exception) else None

@@ -9,6 +9,7 @@ from asynccache._offloading import decoded
 from asynccache.backend import OnlyIf, Reports
 from asynccache.backends.redis.pool import Pool
 from asynccache.backends.redis.replies import code_of, foreign, told
+from asynccache.backends.redis.scripts import DROP
 from asynccache.backends.redis.times import milliseconds
 from asynccache.backends.redis.wire import pack
 from asynccache.codec import Codec
@@ -71,8 +72,7 @@ class PlainValues:
             return False  # what cannot be read is as good as absent
         command = (b"SET", name, data, condition, *lasting)
         stored = await pool.ask(name, *command) is not None
-        if not stored and only_if == "absent" and not await self.get_many([name.decode()]):
-            await pool.ask(name, b"DEL", name)
+        if not stored and only_if == "absent" and await self._dropped(pool, name):
             stored = await pool.ask(name, *command) is not None
         return stored
 
@@ -99,7 +99,19 @@ class PlainValues:
             if code in ("WRONGTYPE", "NOTINT"):
                 if await self.get_many([name.decode()]):
                     raise TypeError("a counter holds an integer, this key holds something else")
-                await pool.ask(name, b"DEL", name)  # it cannot be read, and nothing was done
+                await self._dropped(pool, name)  # by us or by others; nothing was added yet
                 reply = (await pool.ask_all(commands))[-1]
         total: int = told(reply)
         return total
+
+    async def _dropped(self, pool: Pool, name: bytes) -> bool:
+        """Whether what is there cannot be read, and was removed: it is as good as absent."""
+        (data,) = await pool.ask_all([(name, pack((b"GET", name)))])
+        if isinstance(data, Exception):
+            foreign(data)
+            data = b""
+        elif data is None:
+            return True
+        elif await self.get_many([name.decode()]):
+            return False
+        return bool(await pool.run(name, DROP, (name,), data))

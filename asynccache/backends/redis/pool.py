@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol, final
 from asynccache._background import Background
 from asynccache.backends.redis.address import Address
 from asynccache.backends.redis.intents import Intents
-from asynccache.backends.redis.link import Link, Owner
+from asynccache.backends.redis.link import Link, Owner, name_of
 from asynccache.backends.redis.replies import ErrorReply, code_of, told
 from asynccache.backends.redis.scripts import Script
 from asynccache.backends.redis.sentinels import Sentinels
@@ -294,7 +294,7 @@ class Pool:
                 await asyncio.sleep(_TRY_AGAIN_SECONDS)
             else:
                 break
-            reply = await link.ask(command, extra, deadline=deadline)
+            reply = await link.ask(command, extra, deadline=deadline, name=name_of(alone))
             command = alone
             if not isinstance(reply, Exception):
                 return reply

@@ -17,8 +17,8 @@ from hashlib import sha1
 from typing import Final
 
 __all__ = [
-    "ACQUIRE", "ADD", "COMMIT", "DELETE", "LEASE_BYTES", "LEASE_MAGIC", "PUT_IF", "RELEASE", "RENEW", "SWAP", "TOUCH",
-    "Script", "lease_record",
+    "ACQUIRE", "ADD", "COMMIT", "DELETE", "DROP", "LEASE_BYTES", "LEASE_MAGIC", "PUT_IF", "RELEASE", "RENEW", "SWAP",
+    "TOUCH", "Script", "lease_record",
 ]  # fmt: skip
 
 LEASE_BYTES: Final = 32
@@ -177,6 +177,15 @@ return 1
 )
 """Replace bytes by others if they are still those. Arguments: the old, the new, milliseconds to live, nothing, or
 ``keep`` for as long as the old had."""
+
+DROP: Final = Script(
+    """
+local v = redis.pcall('GET', KEYS[1])
+if type(v) ~= 'table' and v ~= ARGV[1] then return 0 end
+return redis.call('DEL', KEYS[1])
+"""
+)
+"""Remove what cannot be read, if it is still that: another type than text, or these bytes. Argument: the bytes."""
 
 ACQUIRE: Final = Script(
     _COMMON
