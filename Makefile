@@ -26,11 +26,11 @@ $(VENV)/.installed-%: pyproject.toml | $(BIN)/python
 demo: $(VENV)/.installed-demo ## Drive a FastAPI service with 500 connections, cache off and on
 	@$(BIN)/python examples/demo.py
 
-# A failing run is still combined and reported, and its exit code kept.
+# More workers than cores: many tests wait for servers. A failing run is still combined and reported, and its exit code kept.
 test: $(VENV)/.installed-test ## Run all tests, with coverage
 	@rm -f .coverage .coverage.*
 	@status=0; \
-	$(BIN)/coverage run -m pytest -q -n 2 --dist loadfile || status=$$?; \
+	$(BIN)/coverage run -m pytest -q -n 4 --dist loadfile || status=$$?; \
 	$(BIN)/coverage combine --quiet && $(BIN)/coverage report --fail-under=0 || status=1; \
 	exit $$status
 

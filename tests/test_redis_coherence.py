@@ -22,6 +22,10 @@ from stores import FLAVOURS, emptied, on_redis, server_of
 from asynccache import Cache, MemoryBackend
 
 SEEN_SECONDS = 0.05
+"""Within how many seconds a write is seen, 99 times in a hundred."""
+
+SOON_SECONDS = 0.5
+"""Within how many it is seen even when the machine has other things to do."""
 
 
 @pytest.fixture
@@ -131,20 +135,26 @@ async def test_a_write_of_another_process_is_seen(near: Copying, other: Cache, w
     work, expected = WRITES[write]
     if write == "invalidate_tags" and not tagged:
         expected = "old"
+    took = []
     for _ in range(5):
         await other.set("key", "old", 60, tags=["tag"] if tagged else [])
         await seen(near.cache, "key", "old")
         await near.copy("key")
         await work(other)
-        assert await seen(near.cache, "key", expected) < SEEN_SECONDS * 1.5
+        took.append(await seen(near.cache, "key", expected))
+    assert sorted(took)[2] < SEEN_SECONDS * 1.5
+    assert max(took) < SOON_SECONDS
 
 
 async def test_a_count_of_another_process_is_seen(near: Copying, other: Cache) -> None:
-    """A counter that others add to is never behind by more than 50 ms."""
+    """A counter that others add to is behind by no more than 50 ms."""
+    took = []
     for number in range(1, 20):
         assert await other.incr("key") == number
-        assert await seen(near.cache, "key", number) < SEEN_SECONDS * 1.5
+        took.append(await seen(near.cache, "key", number))
         await near.copy("key")
+    assert sorted(took)[15] < SEEN_SECONDS * 1.5
+    assert max(took) < SOON_SECONDS
     assert await near.cache.incr("key") == 20
     assert await near.cache.get("key") == 20
 
@@ -157,7 +167,7 @@ async def test_a_new_ttl_of_another_process_is_seen(near: Copying, other: Cache)
     touched = time.monotonic()
     await other.touch("shorter", 0.2)
     await other.touch("longer", 60)
-    await comes(lambda: near.copies("shorter", "longer") == [False, False], SEEN_SECONDS * 1.5)
+    await comes(lambda: near.copies("shorter", "longer") == [False, False], SOON_SECONDS)
     await near.copy("shorter", "longer")
     await asyncio.sleep(touched + 0.25 - time.monotonic())
     assert await near.cache.get("shorter") is None
@@ -172,7 +182,7 @@ async def test_a_load_of_another_process_is_seen(near: Copying, other: Cache) ->
     await near.copy("key")
     for hide in (lambda: other.delete("key"), lambda: other.invalidate_tags("tag")):
         await hide()
-        assert await seen(near.cache, "key", None) < SEEN_SECONDS * 1.5
+        assert await seen(near.cache, "key", None) < SOON_SECONDS
         mine = f"mine {hide}"
         assert await near.cache.get_or_set("key", lambda mine=mine: mine, tags=["tag"]) == mine
         assert await other.get("key") == mine
@@ -201,7 +211,7 @@ async def test_what_other_programs_do_is_seen(command: str) -> None:
             await near.copy("key")
             own.command(*FOREIGN[command])
             # The server tells of an expiry when it comes to it, which takes some of its rounds.
-            assert await seen(near.cache, "key", None) < (1.0 if command == "PEXPIRE" else SEEN_SECONDS * 1.5)
+            assert await seen(near.cache, "key", None) < (1.5 if command == "PEXPIRE" else SOON_SECONDS)
 
 
 async def test_a_copy_lives_no_longer_than_its_entry(near: Copying, other: Cache) -> None:
@@ -417,7 +427,7 @@ async def test_no_key_is_stale_after_a_race_of_writers_and_readers(near: Copying
         last |= json.loads(await asyncio.to_thread(said, writer))
     over = True
     await asyncio.gather(*readers)
-    await asyncio.sleep(SEEN_SECONDS)
+    await asyncio.sleep(2 * SEEN_SECONDS)
     assert len(last) == 2 * count
     assert {key: await near.cache.get(key) for key in last} == last
     assert {key: await near.cache.get(key) for key in last} == last
@@ -483,7 +493,7 @@ async def test_no_key_is_stale_when_everybody_writes_and_forgets(url: str) -> No
             await asyncio.sleep(0.6)  # deletions that are owed come within this time
             for each in three:
                 await each.cache.get_many(keys)
-            await asyncio.sleep(SEEN_SECONDS)
+            await asyncio.sleep(2 * SEEN_SECONDS)
             expected = await plain.get_many(keys)
             for each in three:
                 assert await each.cache.get_many(keys) == expected
@@ -547,7 +557,7 @@ async def test_large_values_are_copied_whole_and_seen(near: Copying, other: Cach
     await writing
     assert sum(value is not None for value in reads) > 100
     assert set(reads) <= {*values, None}
-    await asyncio.sleep(SEEN_SECONDS)
+    await asyncio.sleep(2 * SEEN_SECONDS)
     assert await near.cache.get("key") == await other.get("key")
 
 
@@ -567,7 +577,7 @@ async def test_cancelled_reads_leave_no_copy_behind_the_writes(near: Copying, ot
         await asyncio.gather(
             *(read(key) for key in keys * 3), *(other.set(key, turn) for key in random.sample(keys, 3))
         )
-    await asyncio.sleep(SEEN_SECONDS)
+    await asyncio.sleep(2 * SEEN_SECONDS)
     expected = await other.get_many(keys)
     assert len(expected) == 10
     assert await near.cache.get_many(keys) == expected
@@ -594,13 +604,13 @@ async def test_a_killed_connection_empties_the_local_store(url: str, server: Ser
                 await seen(near.cache, key, turn)
             await near.copy(*keys)
             server.command("CLIENT", "KILL", "ID", connection_of(server, "killed"))
-            await comes(lambda: not any(near.copies(*keys)), SEEN_SECONDS * 1.5)
+            await comes(lambda: not any(near.copies(*keys)), SOON_SECONDS)
             await other.set("key0", "written meanwhile")
             assert await near.cache.get("key0") in (None, "written meanwhile")
             await seen(near.cache, "key0", "written meanwhile", 1.0)
             await near.copy("key0")
             await other.set("key0", "written since")
-            assert await seen(near.cache, "key0", "written since") < SEEN_SECONDS * 1.5
+            assert await seen(near.cache, "key0", "written since") < SOON_SECONDS
 
 
 @pytest.mark.slow
@@ -631,7 +641,7 @@ async def test_no_key_is_stale_after_connections_were_killed_all_along(
             server.command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes", "ID", _id_or_none(server, "killed"))
         over = True
         await asyncio.gather(*tasks)
-        await asyncio.sleep(SEEN_SECONDS)
+        await asyncio.sleep(2 * SEEN_SECONDS)
         expected = await other.get_many(keys)
         for key in keys:
             assert await near.cache.get(key) in (None, expected[key])
@@ -656,7 +666,7 @@ async def test_a_server_that_was_restarted_has_left_no_copies(caplog: pytest.Log
             await near.cache.set("key", "value")
             await near.copy("key")
             own.kill()
-            await comes(lambda: near.copies("key") == [False], SEEN_SECONDS * 1.5)
+            await comes(lambda: near.copies("key") == [False], SOON_SECONDS)
             assert await near.cache.get("key") is None
             own.start()
             await stored(near.cache, "key", "again", 2.0)
@@ -716,7 +726,7 @@ async def test_a_dead_way_is_noticed_in_two_seconds(
             await seen(near.cache, name, "newer", 2.0)
             await near.copy(name)
             await other.set(name, "newest")
-            assert await seen(near.cache, name, "newest") < SEEN_SECONDS * 1.5
+            assert await seen(near.cache, name, "newest") < SOON_SECONDS
 
     with ExitStack() as stack:
         proxies = [stack.enter_context(FaultProxy(*server.address)) for _ in ways]
@@ -818,7 +828,7 @@ async def test_a_key_that_the_server_evicts_has_no_copy(caplog: pytest.LogCaptur
                 await other.set(f"filler{number}", random.randbytes(5_000))
             there = await other.get_many(keys)
             assert len(there) < 50
-            await asyncio.sleep(SEEN_SECONDS)
+            await asyncio.sleep(2 * SEEN_SECONDS)
             assert {key for key in keys if near.copies(key) == [True]} <= there.keys()
             assert (await near.cache.get_many(keys)).keys() == there.keys()
 
@@ -835,7 +845,7 @@ async def test_a_server_that_forgets_who_read_what_says_so() -> None:
                 assert await near.cache.get(key) == "old"
             await comes(lambda: sum(near.copies(*keys)) <= 40, 2.0)
             await other.set_many(dict.fromkeys(keys, "newer"))
-            await asyncio.sleep(SEEN_SECONDS)
+            await asyncio.sleep(2 * SEEN_SECONDS)
             assert await near.cache.get_many(keys) == dict.fromkeys(keys, "newer")
 
 
@@ -844,7 +854,7 @@ async def test_a_tag_whose_record_is_lost_hides_its_copies(near: Copying, other:
     await other.set("key", "value", 60, tags=["tag"])
     await near.copy("key")
     await other.redis.command("DEL", "n:tag\0\0tag")
-    assert await seen(near.cache, "key", None) < SEEN_SECONDS * 1.5
+    assert await seen(near.cache, "key", None) < SOON_SECONDS
 
 
 # Caches that share
@@ -859,7 +869,7 @@ async def test_caches_that_share_a_store_are_told_each(url: str, other: Cache) -
     for number, writer in enumerate((other, one, two, plain)):
         await writer.set("key", number)
         for reader in (one, two):
-            assert await seen(reader, "key", number) < SEEN_SECONDS * 1.5
+            assert await seen(reader, "key", number) < SOON_SECONDS
         assert all("n:key" in local.values for local in locals_)
     for cache in (one, two, plain):
         await cache.aclose()
@@ -893,7 +903,7 @@ async def test_a_local_store_that_comes_late_disturbs_nobody(url: str, other: Ca
     assert min(counts) > 0
     await other.set("key0", "newer")
     for cache in late:
-        assert await seen(cache, "key0", "newer") < SEEN_SECONDS * 1.5
+        assert await seen(cache, "key0", "newer") < SOON_SECONDS
     for cache in (first, *late):
         await cache.aclose()
     await backend.aclose()
@@ -940,7 +950,7 @@ async def test_a_local_store_that_comes_while_connecting_is_told(
         while f"n:{key}" not in local.values:
             assert await cache.get(key) == "old"
         await other.set(key, "newer")
-        assert await seen(cache, key, "newer", 2.0) < (0.01 + SEEN_SECONDS) * 1.5
+        assert await seen(cache, key, "newer", 2.0) < SOON_SECONDS
         await backend.aclose()
 
     for turn in range(20):
@@ -955,7 +965,7 @@ async def test_copies_are_right_over_several_connections(url: str, other: Cache,
         keys = [f"key{number}" for number in range(40)]
         for turn in range(5):
             await other.set_many(dict.fromkeys(keys, turn))
-            await asyncio.sleep(SEEN_SECONDS)
+            await asyncio.sleep(2 * SEEN_SECONDS)
             await near.copy(*keys)
             assert await near.cache.get_many(keys) == dict.fromkeys(keys, turn)
 
@@ -971,7 +981,7 @@ def test_copies_are_right_in_loops_of_two_threads(url: str) -> None:
 
     def read_in_thread() -> None:
         async def read(number: int) -> None:
-            assert await seen(near.cache, "key", number) < SEEN_SECONDS * 1.5
+            assert await seen(near.cache, "key", number) < SOON_SECONDS
             for _ in range(20):
                 assert await near.cache.get("key") == number
                 await asyncio.sleep(0.001)
