@@ -284,6 +284,8 @@ class Pool:
                 extra, command = 1, pack(("SCRIPT", "LOAD", source)) + command  # in one round trip
             elif code in ("MOVED", "ASK") and self.clustered and (place := _redirection(str(reply), link)):
                 slot, address = place
+                # What one node tells of a key is in no order with what another one answers: no copy is to be trusted.
+                self._owner.coherence.changed(None)
                 link = self._node(address)
                 if code == "MOVED":
                     self._slots[slot] = address
