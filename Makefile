@@ -30,7 +30,7 @@ demo: $(VENV)/.installed-demo ## Drive a FastAPI service with 500 connections, c
 test: $(VENV)/.installed-test ## Run all tests, with coverage
 	@rm -f .coverage .coverage.*
 	@status=0; \
-	$(BIN)/coverage run -m pytest -q -n 4 --dist loadfile || status=$$?; \
+	$(BIN)/coverage run -m pytest -q -n 3 --dist loadfile || status=$$?; \
 	$(BIN)/coverage combine --quiet && $(BIN)/coverage report --fail-under=0 || status=1; \
 	exit $$status
 
