@@ -32,6 +32,8 @@ from asynccache.clock import SystemClock
 from asynccache.codec import Codec
 from asynccache.errors import CacheError
 
+pytestmark = pytest.mark.slow
+
 SECRET = "s3cr3t-Wörd"
 QUOTED = "s3cr3t-W%C3%B6rd"
 SCHEMES = ("redis", "rediss", "valkey", "valkeys")
