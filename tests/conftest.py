@@ -3,6 +3,23 @@
 import gc
 
 import pytest
+from servers import flavours, has_tls
+
+_DEBIAN = "redis" in flavours() and has_tls("redis")
+
+
+def pytest_report_header() -> str:
+    """Which servers there are."""
+    missing = "" if _DEBIAN else " (none speaks TLS: Debian's redis-server would, and those tests would run)"
+    return f"redis servers: {', '.join(flavours())}{missing}"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out, and count as deselected, what no server here can do: the wheel's has no TLS."""
+    if not _DEBIAN:
+        out = [item for item in items if item.get_closest_marker("debian_redis")]
+        items[:] = [item for item in items if not item.get_closest_marker("debian_redis")]
+        config.hook.pytest_deselected(items=out)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -1536,6 +1536,7 @@ async def test_name_server_that_does_not_answer(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["black hole", "connect hangs", "cut"])
+@pytest.mark.debian_redis
 async def test_trouble_on_an_encrypted_line(name: str, tmp_path: Path) -> None:
     """With TLS the same holds as without: an answer within a second, closing within 2, and all well after it."""
     made = certificates(tmp_path)

@@ -23,7 +23,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import SpanKind, StatusCode
 from servers import Server
-from stores import emptied, on_redis, server_of
+from stores import FLAVOURS, emptied, on_redis, server_of
 
 from asynccache import BackendError, Cache, NotSupported, Telemetry
 from asynccache.backends.redis import RedisBackend
@@ -165,7 +165,7 @@ async def test_no_command_is_an_error(store):
 
 async def test_a_pipeline_is_one_round_trip(url):
     """Its commands leave together, come back in order, and a failure stands in its place only."""
-    server = server_of("redis") if "redis" in url else server_of("valkey")
+    server = next(server_of(each) for each in FLAVOURS if server_of(each).url in url)
     split = url.rsplit("/", 1)
     with FaultProxy(*_address(url)) as proxy:
         backend = on_redis(f"{proxy.url}/{split[1]}")
@@ -1076,7 +1076,7 @@ async def test_a_load_has_its_round_trips(url, spans):
 
 async def test_commands_that_leave_with_another_in_front(url, spans):
     """A round trip is named after the command that was wanted, whatever has to be said in front of it."""
-    server = server_of("redis" if server_of("redis").url in url else "valkey")
+    server = next(server_of(each) for each in FLAVOURS if server_of(each).url in url)
     async with traced(url, spans) as cache, cached(url) as holder:
         gate = asyncio.Event()
 
@@ -1205,7 +1205,7 @@ async def test_the_greeting_has_no_span(url, spans):
 
 async def test_spans_over_a_unix_socket(url, spans):
     """The server's address is the path."""
-    server = server_of("redis" if server_of("redis").url in url else "valkey")
+    server = next(server_of(each) for each in FLAVOURS if server_of(each).url in url)
     async with traced(f"unix://{server.unix_socket}?db=3", spans) as cache:
         await cache.get("a")
     (trip,) = spans.clients()

@@ -434,9 +434,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     return certificates(tmp_path_factory.mktemp("tls"))
 
 
-TLS = next(flavour for flavour in flavours() if has_tls(flavour))
+TLS = next((flavour for flavour in flavours() if has_tls(flavour)), None)
 
 
+@pytest.mark.debian_redis
 async def test_sentinels_over_tls(files: Certificates) -> None:
     """Sentinel and master are both asked over TLS, and both are checked."""
     with Server(TLS, tls=files) as master:
@@ -1089,6 +1090,7 @@ def alone(flavour: str | None = None, tls: Certificates | None = None, **options
         yield server
 
 
+@pytest.mark.debian_redis
 async def test_a_cluster_over_tls(files: Certificates) -> None:
     """Nodes are found by their TLS ports, and checked."""
     with alone(TLS, files, **{"tls-cluster": "yes"}) as server:

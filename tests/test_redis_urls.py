@@ -530,6 +530,7 @@ async def until_it_works(cache: Cache) -> None:
 
 
 @pytest.mark.parametrize("how", ["host", "socket", "tls", "provider", "url"])
+@pytest.mark.debian_redis
 async def test_a_store_like_a_client_of_redis_py(locked: Server, secure: Server, files: Certificates, how: str):
     """`RedisBackend.like` takes address, credentials, database and TLS over, and shows no password."""
     clients: dict[str, Callable[[], redis.asyncio.Redis]] = {
@@ -552,6 +553,7 @@ async def test_a_store_like_a_client_of_redis_py(locked: Server, secure: Server,
         assert await client.ping()
 
 
+@pytest.mark.debian_redis
 async def test_a_store_like_a_client_that_checks_nothing(secure: Server):
     """What was switched off at the client is off; what was not is on."""
     port = secure.tls_port
@@ -649,6 +651,7 @@ def old() -> Iterator[Server]:
 
 
 @pytest.mark.parametrize("who", [":letmein@", "default:letmein@"])
+@pytest.mark.debian_redis
 async def test_a_server_that_speaks_the_old_protocol_only(old: Server, who: str):
     """It is spoken then, without being told; everything works, waiting for another's load too."""
     old.command("FLUSHALL")
@@ -690,6 +693,7 @@ def secure(files: Certificates) -> Iterator[Server]:
 
 @pytest.mark.parametrize("scheme", ["rediss", "valkeys"])
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+@pytest.mark.debian_redis
 async def test_tls_with_an_authority_that_is_trusted(secure: Server, files: Certificates, scheme: str, host: str):
     """With the authority's file and a name that is in the certificate all is well."""
     url = f"{scheme}://{host}:{secure.tls_port}/2?ssl_ca_certs={files.authority}"
@@ -715,11 +719,13 @@ async def fails(url: str) -> BaseException | None:
     return caught.value.__cause__
 
 
+@pytest.mark.debian_redis
 async def test_tls_checks_the_certificate(secure: Server):
     """By default: an authority that the machine does not know is refused, within a second."""
     assert isinstance(await fails(f"rediss://localhost:{secure.tls_port}"), ssl.SSLCertVerificationError)
 
 
+@pytest.mark.debian_redis
 async def test_tls_checks_against_the_authority_that_was_named(secure: Server, tmp_path: Path):
     """Another authority's file is of no use."""
     another = certificates(tmp_path).authority
@@ -733,6 +739,7 @@ class Elsewhere(FaultProxy):
     host = "127.0.0.2"
 
 
+@pytest.mark.debian_redis
 async def test_tls_checks_the_name(secure: Server, files: Certificates):
     """By default: a good certificate of another server is refused, within a second."""
     assert secure.tls_port is not None
@@ -745,6 +752,7 @@ async def test_tls_checks_the_name(secure: Server, files: Certificates):
             assert await works(cache)
 
 
+@pytest.mark.debian_redis
 async def test_tls_unchecked_by_the_word_only(secure: Server):
     """``insecure=true`` connects to whomever; ``insecure=false`` does not."""
     async with cached(f"rediss://127.0.0.1:{secure.tls_port}?insecure=true", on_error="raise") as cache:
@@ -752,16 +760,19 @@ async def test_tls_unchecked_by_the_word_only(secure: Server):
     await fails(f"rediss://127.0.0.1:{secure.tls_port}?insecure=false")
 
 
+@pytest.mark.debian_redis
 async def test_tls_where_the_server_has_none(secure: Server):
     """A server that does not speak TLS at that port: soon a miss."""
     await fails(f"rediss://127.0.0.1:{secure.port}?insecure=true")
 
 
+@pytest.mark.debian_redis
 async def test_no_tls_where_the_server_has_it(secure: Server):
     """And the other way round; what is said in the clear holds no password."""
     await fails(f"redis://127.0.0.1:{secure.tls_port}")
 
 
+@pytest.mark.debian_redis
 async def test_tls_whose_handshake_never_ends(secure: Server):
     """A server that accepts and says nothing: a miss within the timeouts."""
     assert secure.tls_port is not None
@@ -773,6 +784,7 @@ async def test_tls_whose_handshake_never_ends(secure: Server):
             assert time.perf_counter() - began < 1.0
 
 
+@pytest.mark.debian_redis
 async def test_a_certificate_of_our_own(files: Certificates):
     """A server that asks for one gets the one in the URL; without it there is no connection."""
     flavour = next(flavour for flavour in flavours() if has_tls(flavour))
@@ -794,6 +806,7 @@ def test_a_file_that_is_no_certificate(option: str, tmp_path: Path):
         Cache(f"rediss://host?{option}={path}")
 
 
+@pytest.mark.debian_redis
 async def test_what_is_said_of_tls_reaches_a_raw_client(secure: Server, files: Certificates):
     """`raw.client()` checks as the cache does."""
     store = opened(f"rediss://localhost:{secure.tls_port}?ssl_ca_certs={files.authority}")
