@@ -36,11 +36,16 @@ class _Task(asyncio.Task[None]):
 
 @final
 class Background:
-    """The tasks that a cache runs for itself; each is held until it ends, so that none is collected half-way."""
+    """The tasks that a cache runs for itself; each is held until it ends, so that none is collected half-way.
 
-    __slots__ = ("_tasks",)
+    Attributes:
+        ending: Whether nothing that can be left undone is to be begun any more.
+    """
+
+    __slots__ = ("_tasks", "ending")
 
     def __init__(self) -> None:
+        self.ending = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     def __len__(self) -> int:
@@ -121,6 +126,7 @@ class Background:
 
     def end(self) -> None:
         """Cancel all."""
+        self.ending = True
         current = None if running_loop() is None else asyncio.current_task()
         for task in [task for task in self._tasks if task is not current]:
             self.cancel(task)

@@ -156,7 +156,7 @@ class Health(Protocol):
 
     @property
     def owed(self) -> int:
-        """How many keys wait to be deleted when the server is back."""
+        """How many keys wait to be deleted, and leases to be given back, when the server is back."""
         ...
 
 

@@ -72,7 +72,12 @@ class Meters:
         gauge("cache.entries", [self._told_by(_entries)], "{entry}", "Entries in the local store.")
         gauge("cache.size", [self._told_by(_size)], "By", "What the local store's entries weigh, where it weighs them.")
         gauge("cache.breaker.state", [self._told_by(_breaker)], "{state}", "1 for the state that the breaker is in.")
-        gauge("cache.replay.queue", [self._told_by(_owed)], "{key}", "Keys to be deleted when the server is back.")
+        gauge(
+            "cache.replay.queue",
+            [self._told_by(_owed)],
+            "{key}",
+            "Keys to be deleted and leases to be given back when the server is back.",
+        )
         self.load_duration: Histogram = meter.create_histogram(
             "cache.load.duration", "s", "How long factories ran.", explicit_bucket_boundaries_advisory=_SECONDS
         )

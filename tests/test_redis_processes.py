@@ -23,7 +23,7 @@ from fault_proxy import FaultProxy
 from servers import Server
 from stores import FLAVOURS, emptied, server_of
 
-from asynccache import Cache, CacheError, LoadTimeout, LockTimeout, RecursiveLoad
+from asynccache import BackendError, Cache, CacheError, LoadTimeout, LockTimeout, RecursiveLoad
 from asynccache.backends.redis.scripts import lease_record
 from asynccache.clock import SystemClock
 
@@ -1305,6 +1305,65 @@ asyncio.run(main())
 """
 
 
+LEAVING = """
+async def main():
+    cache = Cache(url, namespace="n", on_error=sys.argv[4])
+    entered = asyncio.Event()
+
+    async def hold(name):
+        async with cache.lock(name, ttl=60):
+            entered.set()
+            await asyncio.sleep(60)
+
+    holding = asyncio.ensure_future(hold("lock"))
+    await entered.wait()
+    if sys.argv[3] == "exited":
+        async with cache.lock("other", ttl=60):
+            sys.exit()
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("on_error", ["degrade", "raise"])
+@pytest.mark.parametrize("how", ["returned", "exited"])
+async def test_leaving_gives_back_a_lock(tmp_path: Path, url: str, how: str, on_error: str) -> None:
+    """A process that ends while one of its tasks has a lock says nothing, and others have the lock at once."""
+    process = start(LEAVING, tmp_path, url, how, on_error)
+    assert await asyncio.to_thread(ended, process) == ""
+    async with Cache(url, namespace="n", on_error="raise") as cache, asyncio.timeout(10):
+        await held(cache, "other")
+        await held(cache, "lock")
+
+
+def test_a_loop_that_goes_on_when_all_was_cancelled_has_its_cache_still(url: str) -> None:
+    """What was cancelled with everything else, as at the end of a program, is there again for who goes on."""
+
+    async def cancelled() -> None:
+        async with cache.lock("lock", ttl=60):
+            entered.set()
+            await asyncio.sleep(60)
+
+    async def main() -> list[Any]:
+        holding = asyncio.ensure_future(cancelled())
+        await entered.wait()
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        assert len(tasks) > 1  # that of the connection too
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait([holding])
+        await held(cache, "lock")
+        await cache.set("key", "value")
+        value = await cache.get("key")
+        await cache.aclose()
+        return [value, holding.cancelled(), asyncio.all_tasks() - {asyncio.current_task()}]
+
+    entered = asyncio.Event()
+    cache = Cache(url, on_error="raise")
+    assert asyncio.run(main()) == ["value", True, set()]
+
+
 @pytest.mark.slow
 async def test_the_last_cancelled_caller_frees_the_lease(url: str) -> None:
     """The load is cancelled within 50 ms when nobody waits for it any more, and another process loads at once."""
@@ -1367,6 +1426,30 @@ async def test_a_moment_without_the_server_costs_no_second_load(caplog: pytest.L
         await asyncio.sleep(0.5)
         frozen.set()
         await asyncio.gather(*both)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("at", ["acquire", "acquired", "release", "released"])
+async def test_a_lock_is_free_soon_after_its_connection_was_lost(
+    url: str, server: Server, at: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The connection is reset as a lock is taken or given back, before or after the server has done it:
+    another process has the lock long before its ttl is over."""
+    caplog.set_level(logging.CRITICAL)
+    with FaultProxy(*server.address) as proxy:
+        cache = Cache(url.replace(f":{server.port}", f":{proxy.port}"), on_error="raise")
+        async with cache, Cache(url, on_error="raise") as other:
+            await held(cache, "first")
+            if at.startswith("acquire"):
+                proxy.reset_at("EVALSHA", answered=at == "acquired")
+                with pytest.raises(BackendError):
+                    await held(cache, "lock")
+            else:
+                with contextlib.suppress(BackendError):
+                    async with cache.lock("lock", ttl=60):
+                        proxy.reset_at("EVALSHA", answered=at == "released")
+            async with asyncio.timeout(10):
+                await held(other, "lock")
 
 
 @pytest.mark.slow

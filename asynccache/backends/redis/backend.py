@@ -276,11 +276,8 @@ class RedisBackend:
             return
         self._closed = True
         here = get_running_loop()
-        if here in self._pools and self.intents.keys:
-            try:
-                await self.settle(self._pools[here], list(self.intents.keys))
-            except BackendError:
-                pass  # it was tried, and is tried no more
+        if here in self._pools:
+            await self._pools[here].repayment.at_closing()
         pools, self._pools, self._latest = self._pools, {}, (None, None)
         for loop, pool in pools.items():
             if loop is here:
@@ -356,14 +353,7 @@ class RedisBackend:
         if pool.clustered and not pool.mapped:
             [asked] = wire.urgent(pack(("CLUSTER", "SLOTS")))
             pool.learn(link, told(await asked))
-        mine = [item for item in list(self.intents.keys.items()) if pool.link(item[0]) is link]
-        for start in range(0, len(mine), _KEYS_AT_ONCE):
-            owed = mine[start : start + _KEYS_AT_ONCE]
-            for (name, failure), asked in zip(
-                owed, wire.urgent(*(pack(("UNLINK", name)) for name, _ in owed)), strict=True
-            ):
-                if not isinstance(await asked, Exception):
-                    self.intents.paid(name, failure)
+        await pool.repayment.at_opening(link, wire)
 
     def now(self) -> float:
         """Seconds since 1970 by the cache's clock."""
@@ -373,7 +363,11 @@ class RedisBackend:
         """Have keys deleted when the server takes it, whose writing has failed or was given up: what it has may not be
         what was wanted."""
         self.intents.add(names)
-        pool.repay()
+        pool.repayment.later()
+
+    def give_back(self, pool: Pool, name: bytes, token: str, ttl: float = math.inf) -> None:
+        """Have a lease given back when the server takes it: for ``ttl`` seconds it may be held, and nobody wants it."""
+        pool.repayment.at_once(self.intents.give_back(name, token, ttl))
 
     async def settle(self, pool: Pool, names: Iterable[bytes]) -> None:
         """Before anything else is done with these keys: wait for large writes of them, delete what is owed.
@@ -383,14 +377,7 @@ class RedisBackend:
         """
         if pool.large_writes:
             await pool.large_ended(names)
-        owed = {name: self.intents.keys[name] for name in names if name in self.intents.keys}
-        if owed:
-            replies = await pool.ask_all([(name, pack((b"UNLINK", name))) for name in owed])
-            for (name, failure), reply in zip(owed.items(), replies, strict=True):
-                if not isinstance(reply, Exception):
-                    self.intents.paid(name, failure)
-            for reply in replies:
-                told(reply)
+        await pool.repayment.before(names)
 
     def forget(self) -> None:
         """Start anew in a forked child: the connections are the parent's, and stay untouched."""

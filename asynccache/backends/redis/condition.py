@@ -32,5 +32,5 @@ class Condition:
 
     @property
     def owed(self) -> int:
-        """How many keys are to be deleted when the server takes it."""
+        """How many keys are to be deleted, and leases to be given back, when the server takes it."""
         return len(self._store.intents)

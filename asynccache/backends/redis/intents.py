@@ -1,55 +1,115 @@
-"""Deletions that did not reach the server, to be repeated before anybody reads there again.
+"""Deletions that did not reach the server, and leases that are to be given back: to be done when it can be reached.
 
 Whatever a caller wanted to be stored under a key when the server failed, what is there is not it: the key is deleted
-as soon as the server is back. So a later write that fails too needs no more than the same, the number of keys is what
-is bounded, and repeating it twice does no harm. What was to be cleared is not remembered: nobody knows its keys.
+as soon as the server is back, before anybody reads it. So a later write that fails too needs no more than the same, the
+number of keys is what is bounded, and repeating it twice does no harm. What was to be cleared is not remembered: nobody
+knows its keys. A lease is given back by its token, which is nobody else's: that can be repeated too, and comes to
+nothing when the lease has lapsed.
 """
 
 from collections.abc import Iterable
 from itertools import islice
-from typing import Final, final
+from typing import Any, Final, NamedTuple, final
 
-__all__ = ["Intents"]
+from asynccache.backends.redis.scripts import RELEASE
+from asynccache.backends.redis.wire import pack
+from asynccache.clock import stopwatch
+
+__all__ = ["Debt", "Intents"]
 
 _MOST_KEYS: Final = 100_000
+_MOST_LEASES: Final = 10_000
+
+
+class Debt(NamedTuple):
+    """Something to be done at the server.
+
+    Attributes:
+        name: The key.
+        token: Of the lease that is to be given back; ``None`` when the key is to be deleted.
+        failure: What stands for its latest failure.
+    """
+
+    name: bytes
+    token: str | None
+    failure: object
+
+    @property
+    def command(self) -> bytes:
+        """What pays it; the script that it may call is `RELEASE`."""
+        if self.token is None:
+            return pack((b"UNLINK", self.name))
+        return pack((b"EVALSHA", RELEASE.sha, 1, self.name, self.token))
 
 
 @final
 class Intents:
-    """The keys of one store that must go.
+    """What one store owes its servers.
 
     Attributes:
-        keys: The keys.
-        lost: How many were dropped because there were too many.
+        keys: The keys that must go.
+        lost: How many debts were dropped because there were too many.
     """
 
     def __init__(self) -> None:
         self.keys: dict[bytes, object] = {}
         self.lost = 0
+        self._leases: dict[tuple[bytes, str], float] = {}
 
     def __len__(self) -> int:
-        return len(self.keys)
+        return len(self.keys) + len(self._leases)
 
     def add(self, keys: Iterable[bytes]) -> None:
         """Have the keys deleted when that can be."""
         self.keys.update(dict.fromkeys(keys, object()))
-        while len(self.keys) > _MOST_KEYS:
-            try:
-                del self.keys[next(iter(self.keys))]
-            except (StopIteration, KeyError, RuntimeError):  # another thread's loop did
-                return
-            self.lost += 1
+        self.lost += _shorten(self.keys, _MOST_KEYS)
 
-    def some(self, count: int) -> dict[bytes, object]:
-        """The oldest of them, each with what stands for its latest failure."""
-        return dict(islice(list(self.keys.items()), count))
+    def give_back(self, name: bytes, token: str, ttl: float) -> Debt:
+        """Have a lease given back when that can be.
 
-    def paid(self, key: bytes, failure: object) -> None:
-        """Forget a key that was deleted, unless it has failed again meanwhile."""
-        if self.keys.get(key) is failure:
-            self.keys.pop(key, None)
+        Args:
+            name: The key.
+            token: The lease's.
+            ttl: Seconds after which it has lapsed at the latest.
+        """
+        until = stopwatch() + ttl
+        self._leases[name, token] = until
+        self.lost += _shorten(self._leases, _MOST_LEASES)
+        return Debt(name, token, until)
+
+    def some(self, count: int | None = None) -> list[Debt]:
+        """The oldest of them, or all."""
+        now = stopwatch()
+        for lease in [lease for lease, until in list(self._leases.items()) if until <= now]:
+            self._leases.pop(lease, None)
+        keys = [Debt(name, None, failure) for name, failure in islice(list(self.keys.items()), count)]
+        leases = [Debt(name, token, until) for (name, token), until in islice(list(self._leases.items()), count)]
+        return keys + leases
+
+    def of(self, names: Iterable[bytes]) -> list[Debt]:
+        """The keys among these that must go."""
+        return [Debt(name, None, self.keys[name]) for name in names if name in self.keys]
+
+    def paid(self, debt: Debt) -> None:
+        """Forget what was done, unless it has failed again meanwhile."""
+        if debt.token is not None:
+            self._leases.pop((debt.name, debt.token), None)
+        elif self.keys.get(debt.name) is debt.failure:
+            self.keys.pop(debt.name, None)
 
     def superseded(self, keys: Iterable[bytes]) -> None:
         """Forget keys whose newest write is on its way."""
         for key in keys:
             self.keys.pop(key, None)
+
+
+def _shorten(debts: dict[Any, Any], most: int) -> int:
+    """Drop the oldest of too many; how many."""
+    dropped = 0
+    while len(debts) > most:
+        try:
+            del debts[next(iter(debts))]
+        except (StopIteration, KeyError, RuntimeError):  # another thread's loop did
+            break
+        dropped += 1
+    return dropped

@@ -53,6 +53,7 @@ class Store(Protocol):
     def pool(self) -> Pool: ...
     def now(self) -> float: ...
     def owe(self, pool: Pool, names: Sequence[bytes]) -> None: ...
+    def give_back(self, pool: Pool, name: bytes, token: str, ttl: float = math.inf) -> None: ...
     async def settle(self, pool: Pool, names: Iterable[bytes]) -> None: ...
 
 
@@ -76,7 +77,7 @@ class RedisLeases:
         try:
             fence = await pool.run(name, ACQUIRE, (name,), now, record, milliseconds(ttl), bound)
         except BaseException:
-            pool.tell(name, RELEASE, token)  # it may have been granted, and nobody knows
+            self._store.give_back(pool, name, token, ttl)  # it may have been granted, and nobody knows
             raise
         if type(fence) is bytes and fence.isdigit():
             return Lease(key, token, int(fence))
@@ -110,13 +111,16 @@ class RedisLeases:
 
     async def release(self, lease: Lease) -> None:
         """Give it back."""
-        name = lease.key.encode()
-        await self._store.pool().run(name, RELEASE, (name,), lease.token, extra=KEPT)
+        name, pool = lease.key.encode(), self._store.pool()
+        try:
+            await pool.run(name, RELEASE, (name,), lease.token, extra=KEPT)
+        except BaseException:
+            self._store.give_back(pool, name, lease.token)
+            raise
 
     def abandon(self, lease: Lease) -> None:
         """Give it back, when nothing can be awaited."""
-        name = lease.key.encode()
-        self._store.pool().tell(name, RELEASE, lease.token)
+        self._store.give_back(self._store.pool(), lease.key.encode(), lease.token)
 
     async def wait(self, key: str, *, timeout: float) -> None:
         """Return when the lease was given back, voided or has lapsed, or after ``timeout`` seconds."""

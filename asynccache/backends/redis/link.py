@@ -22,7 +22,11 @@ __all__ = ["Link", "Owner", "name_of"]
 _IDLE_SECONDS: Final = 1.0
 _DROP_SECONDS: Final = 1.0
 _LEAST_PAUSE: Final = 0.05
+_LAST_SECONDS: Final = 1.0
 _DROPPING: Final = frozenset(("READONLY", "LOADING", "NOAUTH", "MASTERDOWN", "MAX"))
+
+
+_last: set[asyncio.Task[Any] | None] = set()  # of all loops
 
 
 class Owner(Protocol):
@@ -190,6 +194,8 @@ class Link:
     def _begin(self) -> Wire:
         if self._closed:
             raise BackendUnavailable("redis: the store is closed")
+        if self._background.ending:
+            raise BackendUnavailable(_ENDED)
         if not self._breaker.allows():
             raise BackendUnavailable(_AWAY)
         wire = Wire(
@@ -212,7 +218,7 @@ class Link:
         """Connect, greet, and keep the connection until it is lost."""
         settings = self._owner.settings
         opened, tracked_all = False, False
-        failure: BackendError = BackendUnavailable("redis: the loop has ended")
+        failure: BackendError = BackendUnavailable(_ENDED)
         try:
             pause = self._tried_at + _LEAST_PAUSE - stopwatch()
             if pause > 0:  # a server that greets and hangs up is not called without end; who asks waits
@@ -238,6 +244,10 @@ class Link:
         except (ValueError, TypeError, LookupError) as error:
             failure = BackendUnavailable("redis: what answers there is no Redis")
             failure.__cause__ = error
+        except asyncio.CancelledError:
+            if opened and not wire.lost:
+                await self._go_last(wire)
+            raise
         finally:
             if not opened and not self._given_up:
                 self._breaker.failed()
@@ -270,6 +280,24 @@ class Link:
                 except BackendError:
                     pass  # it is late, or lost: whoever asks next is told
 
+    async def _go_last(self, wire: Wire) -> None:
+        """Keep the connection until the others have ended: the loop is about to, and what they hold is given back.
+
+        Nobody but `asyncio.run`, or who does its work, cancels a task of which only the cache knows.
+        """
+        task = asyncio.current_task()
+        end = stopwatch() + _LAST_SECONDS
+        self._background.ending = True
+        _last.add(task)
+        try:
+            while not wire.lost and stopwatch() < end and (others := asyncio.all_tasks() - _last):
+                await asyncio.wait(others, timeout=end - stopwatch())
+            if wire.load and not wire.late and not wire.lost:  # what nobody waits for has its answer before this one
+                await asyncio.wait([wire.ask(_PING)], timeout=max(end - stopwatch(), 0.0))
+        finally:
+            _last.discard(task)
+            self._background.ending = False
+
     def _lost(self, error: BaseException | None) -> None:
         wire = self._wire
         if isinstance(error, BackendTimeout) or (wire is not None and not wire.proved and not self._given_up):
@@ -293,6 +321,7 @@ def _answered(trip: RoundTrip, asked: Asked) -> None:
     trip.end(error, code_of(error) if isinstance(error, ErrorReply) else None)
 
 
+_ENDED: Final = "redis: the loop has ended"
 _AWAY: Final = "redis: the server is away"
 _PING: Final = pack(("PING",))
 _TRACK_NOTHING: Final = pack(("CLIENT", "TRACKING", "OFF"))

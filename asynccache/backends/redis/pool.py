@@ -12,6 +12,7 @@ from asynccache._background import Background
 from asynccache.backends.redis.address import Address
 from asynccache.backends.redis.intents import Intents
 from asynccache.backends.redis.link import Link, Owner, name_of
+from asynccache.backends.redis.repayment import Repayment
 from asynccache.backends.redis.replies import ErrorReply, code_of, told
 from asynccache.backends.redis.scripts import Script
 from asynccache.backends.redis.sentinels import Sentinels
@@ -33,8 +34,6 @@ _MOST_AT_ONCE: Final = 10_000  # commands: more would take longer than their dea
 _TRY_AGAIN_SECONDS: Final = 0.02
 _REFRESH_SECONDS: Final = 0.25
 _SAME_SECONDS: Final = 0.05
-_REPAY_SECONDS: Final = 0.25
-_REPAY_KEYS: Final = 500
 
 
 class Store(Owner, Protocol):
@@ -57,6 +56,7 @@ class Pool:
         large_writes: Those on their way, by key: what comes after them waits.
         met: Whether a server has been greeted.
         offset: Seconds by which the servers' clock is ahead of the cache's.
+        repayment: How debts of the store are paid here.
     """
 
     def __init__(self, owner: Store, loop: asyncio.AbstractEventLoop) -> None:
@@ -68,10 +68,11 @@ class Pool:
         self._owner = owner
         self._settings = owner.settings
         self._background = Background()
+        self.repayment = Repayment(self, owner.intents, self._background)
         self._nodes: dict[Address, Link] = {}
         self._large: dict[int, Link] = {}
         self._slots: list[Address | None] = []
-        self._refreshing = self._repaying = False
+        self._refreshing = False
         self._refreshed_at = -_REFRESH_SECONDS
         self._closed = False
         settings = owner.settings
@@ -310,7 +311,7 @@ class Pool:
 
     def refresh(self) -> None:
         """Ask where the keys are, soon, and not by everybody."""
-        if self.clustered and not self._refreshing and not self._closed:
+        if self.clustered and not self._refreshing and not self._background.ending:
             self._refreshing = True
             self._background.start(self._refresh(), Context())
 
@@ -343,38 +344,6 @@ class Pool:
         for address in [each for each in self._nodes if each not in set(slots) | set(self._settings.addresses)]:
             if not self._nodes[address].load:
                 self._nodes.pop(address).close()
-
-    def tell(self, key: bytes, script: Script, *arguments: str) -> None:
-        """Have a script run, after what was asked before, when the server can be reached; nobody hears of it."""
-        link = self.link(key)
-        if link.up:
-            try:
-                load = pack(("SCRIPT", "LOAD", script.source))
-                link.ask(load + pack((b"EVALSHA", script.sha, 1, key, *arguments)), 1, traced=False)
-            except BackendError:
-                pass
-
-    # What is owed
-
-    def repay(self) -> None:
-        """Have deletions that failed repeated, on connections that are open; others do it when they are opened."""
-        if not self._repaying and not self._closed:
-            self._repaying = True
-            self._background.start(self._repay(), Context())
-
-    async def _repay(self) -> None:
-        try:
-            while not self._closed:
-                await asyncio.sleep(_REPAY_SECONDS)
-                owed = self._owner.intents.some(_REPAY_KEYS)
-                if not owed:
-                    return
-                replies = await self.ask_all([(name, pack((b"UNLINK", name))) for name in owed])
-                for (name, failure), reply in zip(owed.items(), replies, strict=True):
-                    if not isinstance(reply, Exception):
-                        self._owner.intents.paid(name, failure)
-        finally:
-            self._repaying = False
 
     # Ending
 
