@@ -15,7 +15,7 @@ from itertools import accumulate
 from random import Random
 from time import perf_counter
 
-__all__ = ["Ask", "Outcome", "drive", "room_for", "zipf"]
+__all__ = ["Ask", "Outcome", "drive", "percentile", "room_for", "zipf"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +59,12 @@ class Outcome:
 
     def percentile(self, part: float) -> float:
         """The latency in seconds that this part (0 to 1) of the requests did not pass."""
-        ordered = sorted(self.latencies)
-        return ordered[max(0, math.ceil(part * len(ordered)) - 1)] if ordered else math.nan
+        return percentile(sorted(self.latencies), part)
+
+
+def percentile(ordered: Sequence[float], part: float) -> float:
+    """The number that this part (0 to 1) of them, in order of size, does not pass; not a number when there are none."""
+    return ordered[max(0, math.ceil(part * len(ordered)) - 1)] if ordered else math.nan
 
 
 def zipf(names: Sequence[str], count: int, *, skew: float, seed: int) -> list[str]:

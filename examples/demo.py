@@ -9,14 +9,12 @@ cache on, and none again after the restart.
 import argparse
 import asyncio
 import json
-import os
-import signal
 import statistics
 import sys
 import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
@@ -26,18 +24,17 @@ from typing import Any
 from crowd import Ask, Outcome, drive, room_for, zipf
 from module_facts import BUSY_MODULES
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
+from stage import blank_table, child_process, perform, verdict
 
 __all__ = ["main"]
 
 Span = dict[str, Any]
 
 _PATIENCE = 50.0  # seconds that one phase may take before it counts as failed
-_TIME_TO_STOP = 5.0  # seconds that a server has to stop by itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,55 +106,29 @@ class Server:
 
 @asynccontextmanager
 async def serving(*, cached: bool, folder: Path | None = None) -> AsyncIterator[Server]:
-    """A server in a process of its own, on a free port of loopback, that is gone at the end whatever happens.
-
-    With a folder it keeps its entries there.
-
-    It stops when the pipe that is its stdin closes, as it does when this process is killed, too. It is in a session of
-    its own, so that Ctrl-C in the terminal is for this process only, which stops the server in order.
-    """
-    environment = {name: value for name, value in os.environ.items() if name != "ASYNCCACHE_DISABLE"}
-    if not cached:
-        environment["ASYNCCACHE_DISABLE"] = "1"
+    """A server in a process of its own, on a free port of loopback; with a folder it keeps its entries there."""
+    keeping = () if folder is None else ("--folder", str(folder))
     with tempfile.TemporaryFile() as log:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, str(Path(__file__).with_name("fastapi_app.py")),
-            "--port", "0", "--until-stdin-ends", "--log-level", "warning",
-            *(() if folder is None else ("--folder", str(folder))),
-            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=log,
-            env=environment, start_new_session=True,
-        )  # fmt: skip
         try:
-            assert process.stdout is not None
-            async with asyncio.timeout(_PATIENCE):
-                said_first = (await process.stdout.readline()).decode().strip()
-                host, colon, port = said_first.removeprefix("http://").rpartition(":")
-                if not colon:
-                    raise RuntimeError("the server did not start")
-                server = Server(process, (host, int(port)))
-                await server.get("/stats")  # answered when its workers are up
-            yield server
+            async with child_process(
+                "fastapi_app.py", "--port", "0", "--until-stdin-ends", "--log-level", "warning", *keeping,
+                log=log, cached=cached,
+            ) as process:  # fmt: skip
+                assert process.stdout is not None
+                async with asyncio.timeout(_PATIENCE):
+                    said_first = (await process.stdout.readline()).decode().strip()
+                    host, colon, port = said_first.removeprefix("http://").rpartition(":")
+                    if not colon:
+                        raise RuntimeError("the server did not start")
+                    server = Server(process, (host, int(port)))
+                    await server.get("/stats")  # answered when its workers are up
+                yield server
         except Exception as error:
             log.seek(0)
             said = log.read().decode(errors="replace").strip()
             if said:
                 error.add_note("The server said:\n" + "\n".join(said.splitlines()[-20:]))
             raise
-        finally:
-            await _stopped(process)
-
-
-async def _stopped(process: asyncio.subprocess.Process) -> None:
-    """Wait until the process is gone: asked kindly first, then less so."""
-    assert process.stdin is not None
-    process.stdin.close()
-    for demand in (None, signal.SIGTERM, signal.SIGKILL):
-        if demand is not None:
-            with suppress(ProcessLookupError):
-                process.send_signal(demand)
-        with suppress(TimeoutError):
-            await asyncio.wait_for(process.wait(), _TIME_TO_STOP)
-            return
 
 
 async def phase(
@@ -218,15 +189,10 @@ def plan(count: int, connections: int, seed: int) -> list[Ask]:
 
 def results(off: Phase, on: Phase, *, connections: int, seed: int) -> Table:
     """Both phases side by side."""
-    table = Table(
-        title=f"{connections} connections, {len(BUSY_MODULES)} modules, the n-th asked for 1/n as often (seed {seed})",
-        title_justify="left",
-        header_style="bold",
+    table = blank_table(
+        f"{connections} connections, {len(BUSY_MODULES)} modules, the n-th asked for 1/n as often (seed {seed})",
+        {"cache off": "", "cache on": "bold green"},
     )
-    table.add_column("")
-    table.add_column("cache off", justify="right")
-    table.add_column("cache on", justify="right", style="bold green")
-    table.add_column("", justify="right", style="dim")
 
     def row(label: str, before: str, after: str, note: str = "") -> None:
         table.add_row(label, before, after, note)
@@ -253,15 +219,10 @@ def results(off: Phase, on: Phase, *, connections: int, seed: int) -> Table:
 
 def restarted(act: Restart) -> Table:
     """What the restart showed."""
-    table = Table(
-        title="with its entries in files (file://): killed by SIGKILL, and started again",
-        title_justify="left",
-        header_style="bold",
+    table = blank_table(
+        "with its entries in files (file://): killed by SIGKILL, and started again",
+        {"before": "", "after": "bold green"},
     )
-    table.add_column("")
-    table.add_column("before", justify="right")
-    table.add_column("after", justify="right", style="bold green")
-    table.add_column("", justify="right", style="dim")
     before, after = act.computed_before.total(), act.computed_after.total()
     table.add_row("loads of the source", f"{before:,}", f"{after:,}", "must be 0 after")
     table.add_row("requests", "", f"{len(act.first.latencies):,}", "one for each module")
@@ -379,24 +340,11 @@ async def show(console: Console, options: argparse.Namespace) -> int:
         console.print(tree)
     console.print()
     console.print(restarted(act))
-    found = complaints(off, on, act)
-    console.print()
-    for complaint in found:
-        console.print(f"[bold red]WRONG[/bold red] {escape(complaint)}")
-    if not found:
-        console.print(
-            "[bold green]OK[/bold green] every request was answered; with the cache no module was computed twice, "
-            "nor again after the restart"
-        )
-    return 1 if found else 0
-
-
-async def _until_told_to_stop(console: Console, options: argparse.Namespace) -> int:
-    """As `show`, and SIGTERM ends it as Ctrl-C does: in order."""
-    here = asyncio.current_task()
-    assert here is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, here.cancel)
-    return await show(console, options)
+    return verdict(
+        console,
+        complaints(off, on, act),
+        "every request was answered; with the cache no module was computed twice, nor again after the restart",
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -408,13 +356,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=12.0, help="when a phase stops sending (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=7, help="of the requests (default: %(default)s)")
     options = parser.parse_args(arguments)
-    terminal = sys.stdout.isatty()  # said here: without it FORCE_COLOR would put control codes into a log
-    console = Console(force_terminal=terminal, width=None if terminal else 110, highlight=False)
-    try:
-        return asyncio.run(_until_told_to_stop(console, options))
-    except (KeyboardInterrupt, asyncio.CancelledError):
-        console.print("stopped")
-        return 130
+    return perform(lambda console: show(console, options))
 
 
 if __name__ == "__main__":

