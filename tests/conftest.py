@@ -1,9 +1,14 @@
 """What holds for all tests."""
 
+import asyncio
 import gc
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import pytest
-from servers import flavours, has_tls
+from fault_proxy import FaultProxy
+from servers import Server, flavours, has_tls
+from stores import FLAVOURS, emptied, server_of
 
 _DEBIAN = "redis" in flavours() and has_tls("redis")
 
@@ -27,3 +32,38 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     would look through all libraries each time."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture
+def url() -> str:
+    """An empty database of the server that this process of the suite uses."""
+    return emptied()
+
+
+@pytest.fixture
+def server(url: str) -> Server:
+    """The server of `url`."""
+    return server_of(FLAVOURS[0])
+
+
+@pytest.fixture
+def proxy(server: Server) -> Iterator[FaultProxy]:
+    """A way to the test's server that can be made bad."""
+    with FaultProxy(*server.address) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+async def nothing_left() -> AsyncIterator[None]:
+    """Fails a test that leaves a task, or of which the loop has something to report."""
+    loop = asyncio.get_running_loop()
+    reports: list[dict[str, Any]] = []
+    loop.set_exception_handler(lambda _, context: reports.append(context))
+    yield
+    for _ in range(5):
+        await asyncio.sleep(0)
+    gc.collect()
+    await asyncio.sleep(0)
+    left = [task for task in asyncio.all_tasks() if task is not asyncio.current_task() and not task.done()]
+    assert left == []
+    assert reports == []

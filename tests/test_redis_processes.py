@@ -15,13 +15,16 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from factories import Gated
 from fault_proxy import FaultProxy
 from servers import Server
-from stores import FLAVOURS, emptied, server_of
+from stores import FLAVOURS, server_of
+from waiting import comes, turns, until
 
 from asynccache import BackendError, Cache, CacheError, LoadTimeout, LockTimeout, RecursiveLoad
 from asynccache.backends.redis.scripts import lease_record
@@ -60,18 +63,6 @@ def in_processes(count, main):
         status = os.waitpid(child, 0)[1]
         note("ended", child, os.waitstatus_to_exitcode(status))
 """
-
-
-@pytest.fixture
-def url() -> str:
-    """An empty database of the server that this process of the suite uses."""
-    return emptied()
-
-
-@pytest.fixture
-def server(url: str) -> Server:
-    """The server of `url`."""
-    return server_of(FLAVOURS[0])
 
 
 _started: "list[subprocess.Popen[str]]" = []
@@ -118,20 +109,6 @@ def wait_for(holds: Callable[[], Any], seconds: float = 15.0) -> None:
         time.sleep(0.005)
 
 
-async def comes(holds: Callable[[], Any], seconds: float = 10.0) -> None:
-    """Wait for what others do, on this loop or elsewhere."""
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, "it never came"
-        await asyncio.sleep(0.005)
-
-
-async def turns(count: int) -> None:
-    """Let everybody else take some steps."""
-    for _ in range(count):
-        await asyncio.sleep(0)
-
-
 async def cancelled_after(work: Awaitable[Any], count: int) -> None:
     """Begin the work, and cancel it after so many turns of the loop, unless it is done by then."""
     task = asyncio.ensure_future(work)
@@ -148,20 +125,6 @@ def clients(server: Server, name: str) -> dict[str, dict[str, str]]:
         for line in server.command("CLIENT", "LIST").decode().splitlines()
     ]
     return {client["addr"]: client for client in each if client["name"] == name}
-
-
-class Gated:
-    """A factory that waits for its gate and counts its runs."""
-
-    def __init__(self, value: object = "loaded") -> None:
-        self.gate = asyncio.Event()
-        self.value = value
-        self.calls = 0
-
-    async def __call__(self) -> object:
-        self.calls += 1
-        await self.gate.wait()
-        return self.value
 
 
 class Skewed:
@@ -320,7 +283,7 @@ async def test_a_timeout_leaves_no_cancellation_behind(url: str, server: Server)
                 lambda: cache.get("key"),
                 lambda: cache.get_many(["key"]),
                 lambda: cache.set("other", 1),
-                lambda: cache.get_or_set("third", lambda: asyncio.sleep(1)),
+                lambda: cache.get_or_set("third", asyncio.Event().wait),
                 lambda: held(cache, "lock"),
             ):
                 task = asyncio.current_task()
@@ -724,13 +687,15 @@ cache = Cache(url, local=sys.argv[3] or None, namespace="n", on_error="raise")
 
 async def load():
     note("loads", os.getpid())
-    await asyncio.sleep(0.5)
+    await told("asking")
+    await asyncio.sleep(0.1)
     return "parent"
 
 async def in_child():
     async def load():
         note("loads", os.getpid())
         return "child"
+    note("asking")
     return await cache.get_or_set("key", load), await cache.get_or_set("other", lambda: "own")
 
 async def main():
@@ -826,7 +791,7 @@ def test_work_that_is_longer_than_the_lease_is_done_once(tmp_path: Path, url: st
             async def load(keys: list[str]) -> dict[str, str]:
                 await asyncio.sleep(LEASE_SECONDS + 0.5)
                 await other.delete("many1")
-                await asyncio.sleep(0.2)
+                await asyncio.sleep(0.05)
                 return dict.fromkeys(keys, "value")
 
             keys = [f"many{number}" for number in range(3)]
@@ -986,10 +951,10 @@ async def test_a_refresh_ahead_runs_in_one_process_of_two(url: str, local: str |
     """A thousand reads of an ageing entry, in two processes: one refresh, and all are answered at once."""
     options: dict[str, Any] = {"local": local, "namespace": "n", "on_error": "raise"}
     async with Cache(url, **options) as one, Cache(url, **options) as two:
-        assert await one.get_or_set("key", lambda: "first", 20, refresh_ahead=0.01) == "first"
-        await asyncio.sleep(0.25)
+        assert await one.get_or_set("key", lambda: "first", 20, refresh_ahead=0.005) == "first"
+        await asyncio.sleep(0.15)  # more than the 0.1 s after which it is refreshed
         refresh = Gated("second")
-        calls = ((one, two)[number % 2].get_or_set("key", refresh, 20, refresh_ahead=0.01) for number in range(1_000))
+        calls = ((one, two)[number % 2].get_or_set("key", refresh, 20, refresh_ahead=0.005) for number in range(1_000))
         assert set(await asyncio.gather(*calls)) == {"first"}
         await comes(lambda: refresh.calls)
         await asyncio.sleep(0.1)
@@ -1392,6 +1357,14 @@ async def test_the_last_cancelled_caller_frees_the_lease(url: str) -> None:
 # When the server is away for a moment
 
 
+async def answers(cache: Cache) -> bool:
+    """Whether its server does."""
+    try:
+        return await cache.ping()
+    except CacheError:
+        return False
+
+
 @pytest.mark.slow
 async def test_a_moment_without_the_server_costs_no_second_load(caplog: pytest.LogCaptureFixture) -> None:
     """A renewal that fails is repeated in time, whether or not failures are raised: a load that outlives its lease is
@@ -1399,7 +1372,7 @@ async def test_a_moment_without_the_server_costs_no_second_load(caplog: pytest.L
     caplog.set_level(logging.CRITICAL)
     with Server() as server:
 
-        async def watch(on_error: Any, frozen: asyncio.Event) -> None:
+        async def watch(on_error: Any) -> None:
             async with Cache(server.url, on_error=on_error) as one, Cache(server.url, on_error=on_error) as other:
                 await one.ping()
                 await other.ping()
@@ -1412,19 +1385,24 @@ async def test_a_moment_without_the_server_costs_no_second_load(caplog: pytest.L
                     return "value"
 
                 first = asyncio.ensure_future(one.get_or_set(on_error, load))
-                await frozen.wait()
+                await comes(lambda: loads)
+                began.release()
+                await thawed.wait()
+                for cache in (one, other):
+                    await until(partial(answers, cache))
                 second = asyncio.ensure_future(other.get_or_set(on_error, load))
                 assert await asyncio.gather(first, second) == ["value", "value"]
                 assert loads == 1
 
-        frozen = asyncio.Event()
-        both = [asyncio.ensure_future(watch(on_error, frozen)) for on_error in ("degrade", "raise")]
-        await asyncio.sleep(0.6)
-        server.freeze()
-        await asyncio.sleep(1.0)
-        server.thaw()
+        began, thawed = asyncio.Semaphore(0), asyncio.Event()
+        both = [asyncio.ensure_future(watch(on_error)) for on_error in ("degrade", "raise")]
+        for _ in both:
+            await began.acquire()
         await asyncio.sleep(0.5)
-        frozen.set()
+        server.freeze()
+        await asyncio.sleep(1.0)  # the first renewal falls into this second
+        server.thaw()
+        thawed.set()
         await asyncio.gather(*both)
 
 

@@ -2,29 +2,30 @@
 
 import asyncio
 import contextlib
-import gc
 import resource
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fault_proxy import FaultProxy
+from promised_times import (
+    ATTEMPTS_A_SECOND,
+    CALL_SECONDS,
+    CROWD_SECONDS,
+    HEALED_SECONDS,
+    holds_within,
+    well,
+    within,
+)
 from servers import Server, ServerError
 from stores import FLAVOURS, emptied, server_of
 
 from asynccache import BackendError, Cache, CacheError, LockTimeout
 
-pytestmark = pytest.mark.slow
-
-NOISE = 1.5
-CALL_SECONDS = 1.0
-CROWD_SECONDS = 1.5
-HEALED_SECONDS = 2.0
-ATTEMPTS_A_SECOND = 20
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("nothing_left")]
 
 
 @pytest.fixture(scope="module")
@@ -43,54 +44,10 @@ def server(running: Server) -> Server:
 
 
 @pytest.fixture
-def proxy(server: Server) -> Iterator[FaultProxy]:
-    with FaultProxy(*server.address) as proxy:
-        yield proxy
-
-
-@pytest.fixture
 def own() -> Iterator[Server]:
     """A server that a test may set up as it likes."""
     with Server() as server:
         yield server
-
-
-@pytest.fixture(autouse=True)
-async def nothing_left() -> AsyncIterator[None]:
-    """Fails a test that leaves a task, or of which the loop has something to report."""
-    loop = asyncio.get_running_loop()
-    reports: list[dict[str, Any]] = []
-    loop.set_exception_handler(lambda _, context: reports.append(context))
-    yield
-    for _ in range(5):
-        await asyncio.sleep(0)
-    gc.collect()
-    await asyncio.sleep(0)
-    left = [task for task in asyncio.all_tasks() if task is not asyncio.current_task() and not task.done()]
-    assert left == []
-    assert reports == []
-
-
-@contextmanager
-def within(seconds: float) -> Iterator[None]:
-    """Fails what takes longer."""
-    began = time.perf_counter()
-    yield
-    took = time.perf_counter() - began
-    assert took < seconds * NOISE, f"{took:.3f} s instead of {seconds}"
-
-
-async def until(holds: Callable[[], Awaitable[object]], seconds: float) -> None:
-    """Wait until it holds."""
-    began = time.perf_counter()
-    while not await holds():
-        assert time.perf_counter() - began < seconds * NOISE, f"not in {seconds} s"
-        await asyncio.sleep(0.01)
-
-
-async def well(cache: Cache) -> bool:
-    """Whether writes are taken, are read, and are removed."""
-    return await cache.set("well", 1, ttl="1m") and await cache.get("well") == 1 and await cache.delete("well")
 
 
 # Errors
@@ -159,8 +116,8 @@ async def test_error_reply_costs_a_miss(reply: str, where: str, server: Server, 
         with within(CROWD_SECONDS):
             assert await asyncio.gather(*(function(number) for number in range(2, 52))) == list(range(2, 52))
         proxy.healthy()
-        await until(lambda: well(cache), HEALED_SECONDS)
-        await until(lambda: well(cold), HEALED_SECONDS)
+        await holds_within(lambda: well(cache), HEALED_SECONDS)
+        await holds_within(lambda: well(cold), HEALED_SECONDS)
         errors = cache.stats().errors
         assert await function(100) == await function(100) == 100
         assert cache.stats().errors == errors
@@ -239,7 +196,7 @@ async def test_master_that_becomes_a_replica_serves_what_it_has(own: Server, ser
             await asyncio.sleep(0.005)
         assert hits > rounds / 2
         own.command("REPLICAOF", "NO", "ONE")
-        await until(lambda: well(cache), HEALED_SECONDS)
+        await holds_within(lambda: well(cache), HEALED_SECONDS)
 
 
 @pytest.mark.slow
@@ -263,7 +220,7 @@ async def test_busy_server(own: Server) -> None:
             await asyncio.sleep(0.005)
         own.command("SCRIPT", "KILL")
         await script
-        await until(lambda: well(cache), HEALED_SECONDS)
+        await holds_within(lambda: well(cache), HEALED_SECONDS)
         assert await cache.get("k") == "kept"
 
 
@@ -279,7 +236,7 @@ async def test_loading_server(own: Server, tmp_path: Path) -> None:
             server.kill()
             await cache.get("k")
             server.launch()
-            await until(lambda: _loads(server), 5.0)
+            await holds_within(lambda: _loads(server), 5.0)
             rounds = 0
             while await _loads(server):
                 rounds += 1
@@ -288,7 +245,7 @@ async def test_loading_server(own: Server, tmp_path: Path) -> None:
                     assert await cache.get("k") in (None, "kept")
                 await asyncio.sleep(0.01)
             assert rounds > 10
-            await until(lambda: well(cache), HEALED_SECONDS)
+            await holds_within(lambda: well(cache), HEALED_SECONDS)
             assert await cache.get("k") == "kept"
 
 
@@ -313,7 +270,7 @@ async def test_server_with_room_for_no_more_clients(own: Server) -> None:
                 await asyncio.sleep(0.005)
             other.sendall(b"CONFIG SET maxclients 100\r\n")
             assert other.recv(100) == b"+OK\r\n"
-            await until(lambda: well(cache), HEALED_SECONDS)
+            await holds_within(lambda: well(cache), HEALED_SECONDS)
 
 
 @pytest.mark.parametrize(
@@ -332,7 +289,7 @@ async def test_user_without_permissions(own: Server, allowed: str) -> None:
                 await cache.delete("k")
         assert cache.stats().errors
         own.command("ACL", "SETUSER", "me", "+@all")
-        await until(lambda: well(cache), HEALED_SECONDS)
+        await holds_within(lambda: well(cache), HEALED_SECONDS)
 
 
 async def test_server_of_a_cluster_that_is_down(own: Server) -> None:
@@ -417,7 +374,7 @@ async def test_reply_of_another_kind(reply: bytes, raising: bool, server: Server
         proxy.healthy()
         with contextlib.suppress(CacheError):
             await cache.get("k")
-        await until(lambda: _well_again(cache), HEALED_SECONDS)
+        await holds_within(lambda: _well_again(cache), HEALED_SECONDS)
 
 
 async def _well_again(cache: Cache) -> bool:

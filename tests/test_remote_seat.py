@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from factories import Gated
 
 from asynccache import (
     BackendError,
@@ -47,20 +48,6 @@ def server() -> ToyServer:
 def join(request: pytest.FixtureRequest, server: ToyServer, clock: TravellingClock) -> Callable[..., Process]:
     """Starts one more process."""
     return lambda **options: Process(server, clock, tiers=request.param, **options)
-
-
-class Gated:
-    """A factory that waits for its gate and counts its runs."""
-
-    def __init__(self, value: object = "loaded") -> None:
-        self.gate = asyncio.Event()
-        self.value = value
-        self.calls = 0
-
-    async def __call__(self) -> object:
-        self.calls += 1
-        await self.gate.wait()
-        return self.value
 
 
 async def turns(count: int = 30) -> None:
