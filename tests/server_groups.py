@@ -15,10 +15,31 @@ def _rows(flat: list[list[bytes]]) -> list[dict[str, str]]:
     return [dict(zip((x.decode() for x in row[::2]), (x.decode() for x in row[1::2]), strict=True)) for row in flat]
 
 
+class _Group:
+    """Servers that are started when it is entered, and closed when it is left or one of them does not start."""
+
+    def start(self) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
 # Three servers and three sentinels
 
 
-class Sentinels:
+class Sentinels(_Group):
     """A master with two replicas, watched by three sentinels that replace it within about a second.
 
     Entered, all know each other. A test that kills or freezes something calls `heal` before the next one.
@@ -43,17 +64,6 @@ class Sentinels:
         self._down_after = down_after
         self.servers = [Server(flavour, options=options) for _ in range(3)]
         self.sentinels: list[Server] = []
-
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     @property
     def url(self) -> str:
@@ -188,7 +198,7 @@ class Sentinels:
 # Six servers in a cluster
 
 
-class Cluster:
+class Cluster(_Group):
     """Three masters, each with a replica that takes over about two seconds after its death.
 
     Entered, all agree on who has which slots; that takes two seconds, because a new master waits for so long before it
@@ -222,17 +232,6 @@ class Cluster:
             )
             for _ in range(6)
         ]
-
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     @property
     def url(self) -> str:

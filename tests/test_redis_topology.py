@@ -5,7 +5,7 @@ import contextlib
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import hiredis
@@ -15,10 +15,12 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind
+from owing import owed
 from server_groups import Cluster, Sentinels
 from servers import Certificates, Server, certificates, flavours, free_port, has_tls, wait_until
 from stores import on_redis
 from test_redis_urls import ACL
+from waiting import comes, until
 
 from asynccache import Backend, Cache, Clock, Telemetry
 from asynccache.backends.redis.slots import SLOTS, slot_of
@@ -31,24 +33,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
 BACK_WITHIN = 10.0
 KEYS = [f"k{number}" for number in range(60)]
 SENTINEL_ACL = ("+sentinel|get-master-addr-by-name", "+ping")
-
-
-@contextlib.asynccontextmanager
-async def cached(url: str, **options: Any) -> AsyncIterator[Cache]:
-    cache = Cache(url, **options)
-    try:
-        yield cache
-    finally:
-        await cache.aclose()
-
-
-async def until(holds: Callable[[], Awaitable[object]], what: str, seconds: float = BACK_WITHIN) -> float:
-    """Seconds until it holds."""
-    began = time.monotonic()
-    while not await holds():
-        assert time.monotonic() - began < seconds, f"{what}: not within {seconds} s"
-        await asyncio.sleep(0.02)
-    return time.monotonic() - began
 
 
 class Workers:
@@ -100,6 +84,11 @@ class Workers:
             return None
         return await self.cache.get(key)
 
+    async def go_on(self, calls: int = 10) -> None:
+        """Return when so many more calls, of all kinds, have been made for each worker."""
+        before = self.calls
+        await comes(lambda: self.calls >= before + calls * len(self._tasks), "calls")
+
     async def end(self) -> None:
         """Stop, and see that nobody had an exception, a wrong value or a long wait."""
         self._stop = True
@@ -130,7 +119,7 @@ def sentinels(group: Sentinels) -> Iterator[Sentinels]:
 async def test_sentinels_lead_to_the_master(sentinels: Sentinels) -> None:
     """What is stored is on the master, in the URL's database."""
     url = sentinels.url.removesuffix("/0") + "/3"
-    async with cached(url, on_error="raise") as cache:
+    async with Cache(url, on_error="raise") as cache:
         assert await cache.set("key", 1)
         assert await cache.get("key") == 1
     assert b"db3:keys=1" in sentinels.master_server().command("INFO", "keyspace")
@@ -142,10 +131,10 @@ async def test_a_failover_without_an_exception(
 ) -> None:
     """The master dies, hangs, or is replaced on purpose: callers see misses at most, writes are kept again within ten
     seconds, and by the new master."""
-    async with cached(sentinels.url) as cache:
+    async with Cache(sentinels.url) as cache:
         await cache.set("before", 1)
         workers = Workers(cache, [f"k{number}" for number in range(20)])
-        await asyncio.sleep(0.3)
+        await workers.go_on()
         old = sentinels.master_server()
         began = time.monotonic()
         if how == "kill":
@@ -168,7 +157,7 @@ async def test_a_failover_without_an_exception(
         await until(written, "a write on the new master", BACK_WITHIN - (time.monotonic() - began))
         new = await waiting
         assert new is not old
-        await asyncio.sleep(0.5)
+        await workers.go_on(100)
         assert await cache.get("after") == 2
         await workers.end()
     assert len(caplog.records) <= 100
@@ -183,7 +172,7 @@ async def test_a_failover_with_a_sentinel_in_a_black_hole(
         how(proxy)
         places = [f"{s.host}:{s.port}" for s in sentinels.sentinels]
         places[0] = f"{proxy.host}:{proxy.port}"
-        async with cached(f"redis+sentinel://{','.join(places)}/{sentinels.service}/0") as cache:
+        async with Cache(f"redis+sentinel://{','.join(places)}/{sentinels.service}/0") as cache:
             began = time.perf_counter()
             assert await cache.set("before", 1)
             assert time.perf_counter() - began < 1.0
@@ -191,7 +180,7 @@ async def test_a_failover_with_a_sentinel_in_a_black_hole(
             old = await asyncio.to_thread(sentinels.kill_master)
             waiting = asyncio.create_task(asyncio.to_thread(sentinels.wait_failover, old))
             await asyncio.sleep(0.1)
-            await until(lambda: cache.set("after", 2), "a write")
+            await until(lambda: cache.set("after", 2), "a write", BACK_WITHIN)
             await waiting
             assert await cache.set("after", 3)
             await workers.end()
@@ -200,13 +189,13 @@ async def test_a_failover_with_a_sentinel_in_a_black_hole(
 async def test_a_failover_with_a_sentinel_dead(sentinels: Sentinels) -> None:
     """One of them is gone, the first in the URL: the other two are enough."""
     await asyncio.to_thread(sentinels.sentinels[0].kill)
-    async with cached(sentinels.url) as cache:
+    async with Cache(sentinels.url) as cache:
         assert await cache.set("before", 1)
         workers = Workers(cache, [f"k{number}" for number in range(20)])
         old = await asyncio.to_thread(sentinels.kill_master)
         waiting = asyncio.create_task(asyncio.to_thread(sentinels.wait_failover, old))
         await asyncio.sleep(0.1)
-        await until(lambda: cache.set("after", 2), "a write")
+        await until(lambda: cache.set("after", 2), "a write", BACK_WITHIN)
         await waiting
         await workers.end()
 
@@ -214,7 +203,7 @@ async def test_a_failover_with_a_sentinel_dead(sentinels: Sentinels) -> None:
 async def test_all_sentinels_away(sentinels: Sentinels) -> None:
     """While the master is well and known, nobody needs them; a new cache misses, promptly, and works when they are
     back."""
-    async with cached(sentinels.url) as known, cached(sentinels.url) as new:
+    async with Cache(sentinels.url) as known, Cache(sentinels.url) as new:
         assert await known.set("key", 1)
         for sentinel in sentinels.sentinels:
             await asyncio.to_thread(sentinel.freeze)
@@ -231,7 +220,7 @@ async def test_all_sentinels_away(sentinels: Sentinels) -> None:
 async def test_an_unknown_service(sentinels: Sentinels) -> None:
     """Sentinels that do not know the name: misses, promptly."""
     url = sentinels.url.replace(f"/{sentinels.service}/", "/nobody/")
-    async with cached(url) as cache:
+    async with Cache(url) as cache:
         began = time.perf_counter()
         assert await cache.get("key") is None
         assert await cache.set("key", 1) is False
@@ -263,7 +252,7 @@ async def told_by_hand(place: Callable[[], tuple[str, int]]) -> AsyncIterator[st
 async def test_sentinels_that_name_a_replica(sentinels: Sentinels) -> None:
     """A sentinel that lies, or is behind, is not believed: a server that says it is no master gets no command."""
     replica = sentinels.replicas()[0]
-    async with told_by_hand(lambda: replica.address) as place, cached(f"redis+sentinel://{place}/main") as cache:
+    async with told_by_hand(lambda: replica.address) as place, Cache(f"redis+sentinel://{place}/main") as cache:
         assert await cache.get("key") is None
         assert await cache.set("key", 1) is False
         assert await cache.get("key") is None
@@ -272,7 +261,7 @@ async def test_sentinels_that_name_a_replica(sentinels: Sentinels) -> None:
 
 async def test_what_was_deleted_during_a_failover_stays_deleted(sentinels: Sentinels) -> None:
     """A `delete` while there is no master: the replica that takes over has the old value, which is never read again."""
-    async with cached(sentinels.url) as cache, cached(sentinels.url) as other:
+    async with Cache(sentinels.url) as cache, Cache(sentinels.url) as other:
         await cache.set_many(dict.fromkeys(KEYS[:10], "old"), ttl=60)
         replicas = sentinels.replicas()
         await asyncio.to_thread(_replicated, replicas, KEYS[0])
@@ -288,7 +277,7 @@ async def test_what_was_deleted_during_a_failover_stays_deleted(sentinels: Senti
             seen.update((await cache.get_many(KEYS[:6])).values())
             return await cache.get(KEYS[9]) == "old"
 
-        await until(there, "a read from the new master")
+        await until(there, "a read from the new master", BACK_WITHIN)
         assert seen == set()
         assert await other.get_many(KEYS[:6]) == {}
 
@@ -302,12 +291,12 @@ def _replicated(replicas: list[Server], key: str) -> None:
 
 async def test_local_copies_do_not_outlive_a_failover(sentinels: Sentinels) -> None:
     """What another process stores on the new master is seen soon, though a copy was kept of what was there before."""
-    async with cached(sentinels.url, local="memory://") as cache, cached(sentinels.url) as other:
+    async with Cache(sentinels.url, local="memory://") as cache, Cache(sentinels.url) as other:
         await cache.set_many(dict.fromkeys(KEYS, 1))
         assert await cache.get_many(KEYS) == dict.fromkeys(KEYS, 1)
         old = await asyncio.to_thread(sentinels.kill_master)
         new = await asyncio.to_thread(sentinels.wait_failover, old)
-        await until(lambda: other.set_many(dict.fromkeys(KEYS, 2)), "a write")
+        await until(lambda: other.set_many(dict.fromkeys(KEYS, 2)), "a write", BACK_WITHIN)
         await until(lambda: _all_are(cache, 2), "the new values", 2.5)
         assert new.command("EXISTS", "k1") == 1
 
@@ -353,7 +342,7 @@ async def test_a_master_that_was_demoted() -> None:
     soon, and what was refused is not read any more."""
     with Server() as one, Server() as two:
         master = one
-        async with told_by_hand(lambda: master.address) as place, cached(f"redis+sentinel://{place}/main") as cache:
+        async with told_by_hand(lambda: master.address) as place, Cache(f"redis+sentinel://{place}/main") as cache:
             assert await cache.set("key", "old")
             two.command("REPLICAOF", one.host, one.port)
             await asyncio.to_thread(_replicated, [two], "key")
@@ -373,7 +362,7 @@ async def test_a_master_that_is_none() -> None:
     with Server() as one, Server() as two:
         master = one
         one.command("REPLICAOF", two.host, two.port)
-        async with told_by_hand(lambda: master.address) as place, cached(f"redis+sentinel://{place}/main") as cache:
+        async with told_by_hand(lambda: master.address) as place, Cache(f"redis+sentinel://{place}/main") as cache:
             began = time.perf_counter()
             for _ in range(50):
                 assert await cache.get("key") is None
@@ -401,7 +390,7 @@ async def test_passwords_of_sentinels_and_masters(guarded: tuple[Server, Server]
     master, sentinel = guarded
     place = f"{sentinel.host}:{sentinel.port}/main"
     url = f"redis+sentinel://app:word@{place}?sentinel_password=hush"
-    async with cached(url, namespace="shop", on_error="raise") as cache:
+    async with Cache(url, namespace="shop", on_error="raise") as cache:
         assert await cache.set("key", 1)
         assert await cache.get("key") == 1
     assert [row for row in master.command("ACL", "LOG") if b"client|setinfo" not in row] == []
@@ -410,7 +399,7 @@ async def test_passwords_of_sentinels_and_masters(guarded: tuple[Server, Server]
         f"redis+sentinel://app:word@{place}?sentinel_password=wrong",
         f"redis+sentinel://app:wrong@{place}?sentinel_password=hush",
     ):
-        async with cached(wrong, namespace="shop") as cache:
+        async with Cache(wrong, namespace="shop") as cache:
             began = time.perf_counter()
             assert await cache.get("key") is None
             assert await cache.set("key", 1) is False
@@ -425,7 +414,7 @@ async def test_a_user_of_the_sentinels(guarded: tuple[Server, Server]) -> None:
         f"redis+sentinel://app:word@{sentinel.host}:{sentinel.port}/main"
         "?sentinel_username=asker&sentinel_password=hush2"
     )
-    async with cached(url, namespace="shop", on_error="raise") as cache:
+    async with Cache(url, namespace="shop", on_error="raise") as cache:
         assert await cache.set("key", 1)
 
 
@@ -444,10 +433,10 @@ async def test_sentinels_over_tls(files: Certificates) -> None:
         watched = f"sentinel monitor main {master.host} {master.tls_port} 1"
         with Server(TLS, tls=files, sentinel=watched, options={"tls-replication": "yes"}) as sentinel:
             url = f"rediss+sentinel://{sentinel.host}:{sentinel.tls_port}/main"
-            async with cached(f"{url}?ssl_ca_certs={files.authority}", on_error="raise") as cache:
+            async with Cache(f"{url}?ssl_ca_certs={files.authority}", on_error="raise") as cache:
                 assert await cache.set("key", 1)
                 assert await cache.get("key") == 1
-            async with cached(url) as cache:
+            async with Cache(url) as cache:
                 began = time.perf_counter()
                 assert await cache.set("key", 1) is False
                 assert time.perf_counter() - began < 1.0
@@ -519,7 +508,7 @@ def test_slots_are_those_of_the_specification(cluster: Cluster) -> None:
 
 async def test_calls_of_many_keys_across_slots(cluster: Cluster) -> None:
     """`get_many`, `set_many`, `delete_many`, `keys` and `clear` on keys of all masters, tags and plain values too."""
-    async with cached(cluster.url, on_error="raise", namespace="n") as cache, cached(cluster.url) as neighbour:
+    async with Cache(cluster.url, on_error="raise", namespace="n") as cache, Cache(cluster.url) as neighbour:
         await neighbour.set("k1", "theirs")
         values = {key: [key] for key in KEYS}
         assert await cache.set_many(values, ttl=60)
@@ -540,7 +529,7 @@ async def test_calls_of_many_keys_across_slots(cluster: Cluster) -> None:
         assert await cache.get_many(KEYS) == {}
         assert await neighbour.get("k1") == "theirs"
         assert await cache.ping()
-    async with cached(cluster.url, on_error="raise", codec=Codec("json", plain=True)) as plain:
+    async with Cache(cluster.url, on_error="raise", codec=Codec("json", plain=True)) as plain:
         await plain.set_many({f"p{number}": number for number in range(40)})
         assert await plain.get_many([f"p{number}" for number in range(40)]) == {f"p{n}": n for n in range(40)}
         assert await plain.delete_many([f"p{number}" for number in range(40)]) == 40
@@ -548,7 +537,7 @@ async def test_calls_of_many_keys_across_slots(cluster: Cluster) -> None:
 
 async def test_one_round_trip_for_many_keys(cluster: Cluster) -> None:
     """Keys of all slots are asked for at once, not one after another."""
-    async with cached(cluster.url, on_error="raise") as cache:
+    async with Cache(cluster.url, on_error="raise") as cache:
         await cache.set_many({f"k{number}": number for number in range(2_000)})
         before = sum(sum(node.calls().values()) for node in cluster.nodes)
         began = time.perf_counter()
@@ -559,35 +548,35 @@ async def test_one_round_trip_for_many_keys(cluster: Cluster) -> None:
 
 async def test_the_first_call_of_any_kind(cluster: Cluster) -> None:
     """A cache that has just been made does not know the cluster yet: whatever it is asked first is answered rightly."""
-    async with cached(cluster.url, on_error="raise") as cache:
+    async with Cache(cluster.url, on_error="raise") as cache:
         await cache.set_many({key: key for key in KEYS})
     for number in range(6):
         key = KEYS[number]
-        async with cached(cluster.url, on_error="raise") as cache:
+        async with Cache(cluster.url, on_error="raise") as cache:
             assert await cache.get(key) == key
-        async with cached(cluster.url, on_error="raise") as cache:
+        async with Cache(cluster.url, on_error="raise") as cache:
             assert await cache.get_many(KEYS) == {each: each for each in KEYS}
-        async with cached(cluster.url, on_error="raise") as cache:
+        async with Cache(cluster.url, on_error="raise") as cache:
             assert {each async for each in cache.keys("k*")} == set(KEYS)
-        async with cached(cluster.url, on_error="raise") as cache:
+        async with Cache(cluster.url, on_error="raise") as cache:
             assert await cache.redis.command("STRLEN", key) > 0
-        async with cached(cluster.url, on_error="raise") as cache:
+        async with Cache(cluster.url, on_error="raise") as cache:
             replies = await cache.redis.pipeline([("STRLEN", key), ("EXISTS", key)], transaction=True)
             assert replies[1] == 1
-        async with cached(cluster.url, on_error="raise") as cache:
+        async with Cache(cluster.url, on_error="raise") as cache:
             assert await cache.incr(f"n{number}") == 1
-        async with cached(cluster.url, on_error="raise") as cache, cache.lock(key, ttl=5):
+        async with Cache(cluster.url, on_error="raise") as cache, cache.lock(key, ttl=5):
             pass
 
 
 async def test_any_node_leads_to_all(cluster: Cluster) -> None:
     """A replica, or a list with a dead node at its head, is enough to find the rest."""
-    async with cached(cluster.url, on_error="raise") as cache:
+    async with Cache(cluster.url, on_error="raise") as cache:
         await cache.set_many({key: key for key in KEYS})
     for place in ("127.0.0.1:1,{}", "{}", "{},127.0.0.1:1"):
         for node in (cluster.nodes[4], cluster.nodes[1]):
             url = "redis+cluster://" + place.format(f"{node.host}:{node.port}")
-            async with cached(url) as cache:
+            async with Cache(url) as cache:
                 await until(lambda cache=cache: _has_all(cache), url, 3.0)  # type: ignore[misc]
 
 
@@ -598,10 +587,10 @@ async def _has_all(cache: Cache) -> bool:
 @pytest.mark.parametrize("how", ["kill", "freeze"])
 async def test_a_master_that_is_gone(cluster: Cluster, how: str) -> None:
     """Killed or hanging: no exception, and within ten seconds all keys can be written and read, its own too."""
-    async with cached(cluster.url) as cache:
+    async with Cache(cluster.url) as cache:
         assert await cache.set_many({key: f"{key}=0" for key in KEYS})
         workers = Workers(cache, KEYS)
-        await asyncio.sleep(0.3)
+        await workers.go_on()
         old = cluster.master_of(slot_of(KEYS[0].encode()))
         await asyncio.to_thread(old.kill if how == "kill" else old.freeze)
 
@@ -612,17 +601,17 @@ async def test_a_master_that_is_gone(cluster: Cluster, how: str) -> None:
         began = time.monotonic()
         waiting = asyncio.create_task(asyncio.to_thread(cluster.wait_failover, old))
         await asyncio.sleep(0.1)
-        await until(all_work, "all keys")
+        await until(all_work, "all keys", BACK_WITHIN)
         await waiting
         assert time.monotonic() - began < BACK_WITHIN
-        await asyncio.sleep(0.3)
+        await workers.go_on(100)
         assert await all_work()
         await workers.end()
 
 
 async def test_the_other_masters_go_on_at_once(cluster: Cluster) -> None:
     """While one master is gone, keys of the others are found without a wait."""
-    async with cached(cluster.url) as cache:
+    async with Cache(cluster.url) as cache:
         await cache.set_many({key: key for key in KEYS})
         old = cluster.master_of(slot_of(KEYS[0].encode()))
         others = [key for key in KEYS if cluster.master_of(slot_of(key.encode())) is not old]
@@ -637,7 +626,7 @@ async def test_the_other_masters_go_on_at_once(cluster: Cluster) -> None:
 
 async def test_a_failover_on_purpose(cluster: Cluster) -> None:
     """A replica takes over from a master that is well: nothing is lost."""
-    async with cached(cluster.url) as cache:
+    async with Cache(cluster.url) as cache:
         await cache.set_many({key: key for key in KEYS})
         slot = slot_of(KEYS[0].encode())
         await asyncio.to_thread(cluster.failover, slot)
@@ -653,7 +642,7 @@ def _other_master(cluster: Cluster, slot: int) -> Server:
 async def test_a_slot_that_moves_under_load(cluster: Cluster) -> None:
     """While its keys move one by one, and after: every call is answered, and by the right value: what was
     acknowledged is what is read."""
-    async with cached(cluster.url, on_error="raise") as cache:
+    async with Cache(cluster.url, on_error="raise") as cache:
         keys = [f"{{tag}}{number}" for number in range(30)]
         slot = slot_of(b"tag")
         await cache.set_many({key: f"{key}=0" for key in keys})
@@ -694,10 +683,18 @@ async def test_a_slot_that_moves_under_load(cluster: Cluster) -> None:
                 for key in keys:
                     some(key)
                     time.sleep(0.01)
-                time.sleep(0.3)
+                go_on()
+
+        def go_on() -> None:
+            before = {name: rounds[name] for name in (*keys[:10], "many")}
+
+            def went_on() -> bool:
+                return all(rounds[name] >= count + 20 for name, count in before.items())
+
+            wait_until(lambda: went_on() or any(task.done() for task in tasks), "everybody goes on")
 
         await asyncio.to_thread(move)
-        await asyncio.sleep(0.2)
+        await asyncio.to_thread(go_on)
         stop = True
         await asyncio.gather(*tasks)
         assert wrong == []
@@ -709,7 +706,7 @@ async def test_every_call_within_a_move(cluster: Cluster) -> None:
     """In the middle of it, with some of the keys here and some there, every call of a cache does what it should."""
     keys = [f"{{w}}{number}" for number in range(8)]
     slot = slot_of(b"w")
-    async with cached(cluster.url, on_error="raise") as cache:
+    async with Cache(cluster.url, on_error="raise") as cache:
         await cache.set_many({key: key for key in keys}, ttl=60)
         target = _other_master(cluster, slot)
         with cluster.migrating(slot, target) as move:
@@ -746,7 +743,7 @@ async def test_spans_of_a_redirection(cluster: Cluster) -> None:
     exporter, provider = InMemorySpanExporter(), TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     slot = slot_of(b"spans")
-    async with cached(cluster.url, telemetry=Telemetry(tracer_provider=provider), on_error="raise") as cache:
+    async with Cache(cluster.url, telemetry=Telemetry(tracer_provider=provider), on_error="raise") as cache:
         await cache.set("{spans}", 1)
         source, target = cluster.master_of(slot), _other_master(cluster, slot)
         with cluster.migrating(slot, target) as move:
@@ -765,18 +762,23 @@ async def test_spans_of_a_redirection(cluster: Cluster) -> None:
 async def test_a_transaction_after_a_move(cluster: Cluster) -> None:
     """A raw transaction finds its slot again after it has moved."""
     slot = slot_of(b"tx")
-    async with cached(cluster.url, on_error="raise") as cache:
+    async with Cache(cluster.url, on_error="raise") as cache:
         assert await cache.redis.pipeline([("SET", "{tx}a", 1), ("INCR", "{tx}a")], transaction=True) == [b"OK", 2]
         await asyncio.to_thread(cluster.migrate, slot, _other_master(cluster, slot))
-        with contextlib.suppress(CacheError):  # the first may be refused as a whole
-            await cache.redis.pipeline([("GET", "{tx}a")], transaction=True)
-        await asyncio.sleep(0.4)
+
+        async def found() -> bool:
+            try:
+                return await cache.redis.pipeline([("GET", "{tx}a")], transaction=True) == [b"2"]
+            except CacheError:  # the first may be refused as a whole
+                return False
+
+        await until(found, "the slot is found")
         assert await cache.redis.pipeline([("INCR", "{tx}a"), ("GET", "{tx}a")], transaction=True) == [3, b"3"]
 
 
 async def test_raw_commands_in_a_cluster(cluster: Cluster) -> None:
     """A command goes where its first key is; a scan asks all masters."""
-    async with cached(cluster.url, on_error="raise") as cache:
+    async with Cache(cluster.url, on_error="raise") as cache:
         raw = cache.redis
         replies = await raw.pipeline([("SET", key, key) for key in KEYS])
         assert replies == [b"OK"] * len(KEYS)
@@ -789,7 +791,7 @@ async def test_raw_commands_in_a_cluster(cluster: Cluster) -> None:
 
 async def test_a_script_that_a_node_does_not_know(cluster: Cluster) -> None:
     """After SCRIPT FLUSH on every node, as after a failover, calls that need scripts work."""
-    async with cached(cluster.url, on_error="raise") as cache:
+    async with Cache(cluster.url, on_error="raise") as cache:
         for key in KEYS[:6]:
             assert await cache.incr(key) == 1
         for node in cluster.nodes:
@@ -800,27 +802,30 @@ async def test_a_script_that_a_node_does_not_know(cluster: Cluster) -> None:
 
 async def test_loads_are_shared_across_a_cluster(cluster: Cluster) -> None:
     """Two caches, keys on all masters: one load for each key; who waits is told by the node that has it."""
-    async with cached(cluster.url, on_error="raise") as one, cached(cluster.url, on_error="raise") as two:
+    async with Cache(cluster.url, on_error="raise") as one, Cache(cluster.url, on_error="raise") as two:
         loads: Counter[str] = Counter()
+        gate = asyncio.Event()
 
         async def value(cache: Cache, key: str) -> Any:
             async def load() -> str:
                 loads[key] += 1
-                await asyncio.sleep(0.2)
+                await gate.wait()
                 return key
 
             return await cache.get_or_set(key, load, ttl=60)
 
         keys = KEYS[:20]
-        assert await asyncio.gather(*[value(cache, key) for key in keys for cache in (one, two)]) == [
-            key for key in keys for _ in range(2)
-        ]
+        calls = asyncio.gather(*[value(cache, key) for key in keys for cache in (one, two)])
+        await comes(lambda: len(loads) == len(keys), "loads")
+        await asyncio.sleep(0.1)  # so long nobody begins another one
+        gate.set()
+        assert await calls == [key for key in keys for _ in range(2)]
         assert loads == dict.fromkeys(keys, 1)
 
 
 async def test_local_copies_on_a_cluster(cluster: Cluster) -> None:
     """Every node tells of its keys: a copy is gone after another's write, wherever the key is."""
-    async with cached(cluster.url, local="memory://") as one, cached(cluster.url) as other:
+    async with Cache(cluster.url, local="memory://") as one, Cache(cluster.url) as other:
         await one.set_many(dict.fromkeys(KEYS, 1))
         assert await one.get_many(KEYS) == dict.fromkeys(KEYS, 1)
         await other.set_many(dict.fromkeys(KEYS, 2))
@@ -847,7 +852,7 @@ async def test_closing_while_a_node_is_away(cluster: Cluster) -> None:
 async def test_what_was_deleted_while_a_master_was_away(cluster: Cluster) -> None:
     """A `delete` of keys whose master is dead: the replica that takes over has the old values, which are never read
     again."""
-    async with cached(cluster.url) as cache, cached(cluster.url) as other:
+    async with Cache(cluster.url) as cache, Cache(cluster.url) as other:
         await cache.set_many(dict.fromkeys(KEYS, "old"), ttl=600)
         slot = slot_of(KEYS[0].encode())
         lost = [key for key in KEYS if cluster.master_of(slot_of(key.encode())) is cluster.master_of(slot)]
@@ -863,7 +868,7 @@ async def test_what_was_deleted_while_a_master_was_away(cluster: Cluster) -> Non
             seen.update((await cache.get_many(lost)).values())
             return await cache.set(f"{{{lost[0]}}}", 1)
 
-        await until(written, "a write on the new master")
+        await until(written, "a write on the new master", BACK_WITHIN)
         assert seen == set()
         assert await cache.get_many(lost) == {}
         await until(lambda: _has_none(other, lost), "they are gone for others", 1.0)
@@ -885,20 +890,20 @@ def _replicated_in(cluster: Cluster, slot: int, count: int) -> None:
 async def test_writes_of_other_masters_stay_while_one_is_away(cluster: Cluster) -> None:
     """Of many keys written together, those whose masters are well are kept: the failure of one part takes nothing from
     the others."""
-    async with cached(cluster.url) as cache, cached(cluster.url) as other:
+    async with Cache(cluster.url) as cache, Cache(cluster.url) as other:
         await asyncio.gather(cache.ping(), other.ping())
         old = cluster.master_of(slot_of(KEYS[0].encode()))
         well = [key for key in KEYS if cluster.master_of(slot_of(key.encode())) is not old]
         await asyncio.to_thread(old.freeze)
         assert await cache.set_many({key: key for key in KEYS}) is False
-        await asyncio.sleep(0.6)  # what is owed is paid
+        await comes(lambda: owed(cache) <= len(KEYS) - len(well), "the others are paid what is owed")
         assert [await other.get(key) for key in well] == well
         assert await cache.get_many(KEYS) == {key: key for key in well}
 
 
 async def test_a_slot_without_any_master(cluster: Cluster) -> None:
     """A master and its replica dead: every call is answered promptly; when they are back all is well."""
-    async with cached(cluster.url) as cache:
+    async with Cache(cluster.url) as cache:
         await cache.set_many({key: key for key in KEYS})
         slot = slot_of(KEYS[0].encode())
         master = cluster.master_of(slot)
@@ -919,25 +924,25 @@ async def test_a_slot_without_any_master(cluster: Cluster) -> None:
             await asyncio.sleep(0.02)
         assert slowest < 1.0
         await asyncio.to_thread(cluster.heal)
-        await until(lambda: cache.set_many({key: key for key in KEYS}), "all is well")
+        await until(lambda: cache.set_many({key: key for key in KEYS}), "all is well", BACK_WITHIN)
         assert await _has_all(cache)
 
 
 async def test_the_node_of_the_url_dies(cluster: Cluster) -> None:
     """The only node that was named is gone: the others are known by then."""
-    async with cached(f"redis+cluster://{cluster.nodes[0].host}:{cluster.nodes[0].port}") as cache:
+    async with Cache(f"redis+cluster://{cluster.nodes[0].host}:{cluster.nodes[0].port}") as cache:
         await cache.set_many({key: key for key in KEYS})
         old = cluster.nodes[0]
         await asyncio.to_thread(old.kill)
         await asyncio.to_thread(cluster.wait_failover, old)
-        await until(lambda: cache.set_many({key: key for key in KEYS}), "all keys")
+        await until(lambda: cache.set_many({key: key for key in KEYS}), "all keys", BACK_WITHIN)
         assert await _has_all(cache)
 
 
 async def test_a_load_whose_slot_moves(cluster: Cluster) -> None:
     """The lease moves with its key: the one load is stored where the key is then, and others who waited have it."""
     slot = slot_of(b"move")
-    async with cached(cluster.url, on_error="raise") as one, cached(cluster.url, on_error="raise") as two:
+    async with Cache(cluster.url, on_error="raise") as one, Cache(cluster.url, on_error="raise") as two:
         began, go = asyncio.Event(), asyncio.Event()
         loads = 0
 
@@ -962,7 +967,7 @@ async def test_a_load_whose_slot_moves(cluster: Cluster) -> None:
 async def test_plain_values_within_a_move(cluster: Cluster) -> None:
     """Those of several commands too."""
     slot = slot_of(b"p")
-    async with cached(cluster.url, on_error="raise", codec=Codec("json", plain=True)) as cache:
+    async with Cache(cluster.url, on_error="raise", codec=Codec("json", plain=True)) as cache:
         keys = [f"{{p}}{number}" for number in range(6)]
         await cache.set_many({key: key for key in keys}, ttl=60)
         await cache.set("{p}n", 5, ttl=60)
@@ -999,7 +1004,7 @@ async def test_leaving_without_closing_on_a_cluster(cluster: Cluster, more: tupl
 async def test_cancelled_callers_on_a_cluster(cluster: Cluster) -> None:
     """A storm of cancellations, also while slots move: whoever is not cancelled has his own value."""
     slot = slot_of(b"storm")
-    async with cached(cluster.url, on_error="raise") as cache:
+    async with Cache(cluster.url, on_error="raise") as cache:
         keys = [*KEYS, *[f"{{storm}}{number}" for number in range(20)]]
         await cache.set_many({key: key for key in keys})
         stop = False
@@ -1024,17 +1029,21 @@ async def test_cancelled_callers_on_a_cluster(cluster: Cluster) -> None:
 
         tasks = [asyncio.ensure_future(storm(number)) for number in range(20)]
         await asyncio.to_thread(cluster.migrate, slot, _other_master(cluster, slot))
-        await asyncio.sleep(0.2)
+        before = counts.copy()
+
+        def went_on() -> bool:
+            return all(counts[kind] > before[kind] + 100 for kind in ("cancelled", "answered"))
+
+        await comes(lambda: went_on() or any(task.done() for task in tasks), "calls")
         stop = True
         await asyncio.gather(*tasks)
-        assert min(counts["cancelled"], counts["answered"]) > 100
 
 
 async def test_local_copies_while_a_slot_moves(cluster: Cluster) -> None:
     """A copy never goes back to an older value, and the last write is seen, wherever the key is by then."""
     slot = slot_of(b"local")
     keys = [f"{{local}}{number}" for number in range(10)]
-    async with cached(cluster.url, local="memory://") as cache, cached(cluster.url, on_error="raise") as other:
+    async with Cache(cluster.url, local="memory://") as cache, Cache(cluster.url, on_error="raise") as other:
         await other.set_many(dict.fromkeys(keys, 0))
         stop, last = False, 0
         back: list[object] = []
@@ -1065,10 +1074,10 @@ async def test_local_copies_while_a_slot_moves(cluster: Cluster) -> None:
                     time.sleep(0.02)
 
         await asyncio.to_thread(move)
-        await asyncio.sleep(0.2)
+        moved = last
+        await comes(lambda: last > moved + 20 or any(task.done() for task in tasks), "writes")
         stop = True
         await asyncio.gather(*tasks)
-        assert last > 20
         assert back == []
 
         async def seen() -> bool:
@@ -1095,10 +1104,10 @@ async def test_a_cluster_over_tls(files: Certificates) -> None:
     """Nodes are found by their TLS ports, and checked."""
     with alone(TLS, files, **{"tls-cluster": "yes"}) as server:
         url = f"rediss+cluster://localhost:{server.tls_port}"
-        async with cached(f"{url}?ssl_ca_certs={files.authority}", on_error="raise") as cache:
+        async with Cache(f"{url}?ssl_ca_certs={files.authority}", on_error="raise") as cache:
             await cache.set_many({key: key for key in KEYS})
             assert await cache.get_many(KEYS) == {key: key for key in KEYS}
-        async with cached(url) as cache:
+        async with Cache(url) as cache:
             assert await cache.set("key", 1) is False
 
 
@@ -1122,7 +1131,7 @@ async def test_nodes_that_say_where_they_are_in_other_ways(lonely: Server, optio
     for name, value in options.items():
         lonely.command("CONFIG", "SET", name, value)
     for host in ("127.0.0.1", "localhost"):
-        async with cached(f"redis+cluster://{host}:{lonely.port}", on_error="raise") as cache:
+        async with Cache(f"redis+cluster://{host}:{lonely.port}", on_error="raise") as cache:
             await cache.set_many({key: key for key in KEYS})
             assert await cache.get_many(KEYS) == {key: key for key in KEYS}
             assert await cache.clear() == len(KEYS)
@@ -1136,7 +1145,7 @@ async def test_the_least_acl_on_a_cluster(cluster: Cluster) -> None:
     url = cluster.url.replace("//", "//app:word@")
     slot = slot_of(b"shop:{acl}")
     assert slot == slot_of(b"acl")
-    async with cached(url, namespace="shop", on_error="raise") as cache:
+    async with Cache(url, namespace="shop", on_error="raise") as cache:
         keys = [f"{{acl}}{number}" for number in range(6)]
         await cache.set_many({key: key for key in [*KEYS, *keys]})
         with cluster.migrating(slot, _other_master(cluster, slot)) as move:
@@ -1152,12 +1161,12 @@ async def test_the_least_acl_on_a_cluster(cluster: Cluster) -> None:
 async def test_a_server_that_is_no_cluster(lonely: Server) -> None:
     """A cluster's URL for one server, and the other way round: misses at most, promptly."""
     with Server() as server:
-        async with cached(f"redis+cluster://{server.host}:{server.port}") as cache:
+        async with Cache(f"redis+cluster://{server.host}:{server.port}") as cache:
             began = time.perf_counter()
             assert await cache.get("key") is None
             assert await cache.get_or_set("key", lambda: 1) == 1
             assert time.perf_counter() - began < 1.0
-    async with cached(lonely.url) as cache:
+    async with Cache(lonely.url) as cache:
         assert await cache.set("key", 1)
         assert await cache.get("key") == 1
         began = time.perf_counter()
@@ -1172,7 +1181,7 @@ async def test_nodes_that_cannot_be_reached_where_they_say(lonely: Server) -> No
     lonely.command("CONFIG", "SET", "cluster-preferred-endpoint-type", "ip")
     lonely.command("CONFIG", "SET", "cluster-announce-ip", "192.0.2.1")
     try:
-        async with cached(f"redis+cluster://{lonely.host}:{lonely.port}") as cache:
+        async with Cache(f"redis+cluster://{lonely.host}:{lonely.port}") as cache:
             for call in (
                 lambda: cache.get("key"),
                 lambda: cache.set_many({key: key for key in KEYS}),
