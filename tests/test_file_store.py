@@ -636,23 +636,25 @@ async def test_a_store_that_is_dropped_lets_go(tmp_path: Path) -> None:
 
 async def test_a_crowd_of_waiters_looks_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A thousand who wait for leases of another process ask for little, and all are woken when they end."""
-    looks = 0
+    looks: list[float] = []
     leased = table.leased
 
     def counted(*arguments: Any, **named: Any) -> Any:
-        nonlocal looks
-        looks += 1
+        looks.append(time.monotonic())  # in several threads
         return leased(*arguments, **named)
 
     async with opened(tmp_path / "store") as mine, opened(tmp_path / "store") as other:
         lease = await other.leases.acquire("key", ttl=60)
         assert lease is not None
-        waiting = asyncio.gather(*(mine.leases.wait("key", timeout=60) for _ in range(1_000)))
-        await asyncio.sleep(0.3)  # the first look of each is over
         monkeypatch.setattr(table, "leased", counted)
-        await asyncio.sleep(1)
+        waiting = asyncio.gather(*(mine.leases.wait("key", timeout=60) for _ in range(1_000)))
+        await until(lambda: len(looks) >= 1_000)
+        await asyncio.sleep(0.1)  # the first look of each is over
+        began = time.monotonic()
+        await asyncio.sleep(0.5)
+        ended = time.monotonic()
         assert not waiting.done()
-        assert looks <= 60
+        assert sum(began <= at <= ended for at in list(looks)) <= 60 * (ended - began)
         await other.leases.release(lease)
         await asyncio.wait_for(waiting, 10)
     assert rows(tmp_path / "store", "select count(*) from leases") == 0

@@ -258,22 +258,28 @@ class TestThreads:
     def test_given_up_from_another_thread(self, debug: bool) -> None:
         """When the background timeout of a follower in another thread passes, the leader's loop is told."""
         cache = Cache()
-        loading = threading.Event()
+        loading, given_up = threading.Event(), threading.Event()
 
         async def hang() -> None:
             loading.set()
             await asyncio.Event().wait()
 
+        def first() -> None:
+            try:
+                asyncio.run(cache.get_or_set("k", hang), debug=debug)
+            finally:
+                given_up.set()
+
         async def follow() -> None:
             with pytest.raises(LoadTimeout):
                 await cache.get_or_set("k", hang, hard_timeout=0.05, background_timeout=0.05)
-            await asyncio.sleep(0.2)
+            await asyncio.to_thread(given_up.wait, 10)  # the timer is of this loop
 
         def second() -> None:
             loading.wait(5)
             asyncio.run(follow(), debug=debug)
 
-        outcome, _ = in_threads(lambda: asyncio.run(cache.get_or_set("k", hang), debug=debug), second)
+        outcome, _ = in_threads(first, second)
         assert isinstance(outcome, LoadTimeout)
 
     def test_written_on_another_thread_while_a_bulk_is_stored(self) -> None:
@@ -554,12 +560,11 @@ cache = Cache(ttl="10m")
 async def in_child():
     assert await cache.get("short5") == 5
     await cache.set("more", 1, ttl=0.2)
-    await asyncio.sleep(0.4)
-    assert await cache.get("short5") is None
-    for _ in range(40):
+    for _ in range(300):
         if cache.stats().entries == 1: break
         await asyncio.sleep(0.05)
     assert cache.stats().entries == 1, cache.stats()
+    assert await cache.get("short5") is None
     assert await cache.get("long") == 1
 async def main():
     await cache.set_many({f"short{n}": n for n in range(100)}, ttl=0.3)

@@ -208,7 +208,7 @@ async def test_a_factory_that_awaits_a_cancelled_task(cache):
     """A child task's cancellation inside the factory is the load's trouble, not the caller's."""
 
     async def load() -> str:
-        child = asyncio.create_task(asyncio.sleep(10))
+        child = asyncio.create_task(asyncio.Event().wait())
         await asyncio.sleep(0)
         child.cancel()
         await child
