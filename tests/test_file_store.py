@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from waiting import comes
 
 from asynccache import BackendError, BackendTimeout, BackendUnavailable, Cache, ConfigError, Entry
 from asynccache.backends.file import FileBackend, place, table
@@ -57,15 +58,6 @@ def rows(path: Path, query: str = "select count(*) from entries") -> Any:
         return connection.execute(query).fetchone()[0]
     finally:
         connection.close()
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    """Wait for what a thread does by itself."""
-    for _ in range(2_000):
-        if holds():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("it never came")
 
 
 def children(script: str, *arguments: object) -> str:
@@ -469,7 +461,7 @@ async def test_entries_are_bounded(tmp_path: Path) -> None:
             assert await store.get(f"k{number:03}") is not None
         for number in range(100, 150):
             await store.set(f"k{number:03}", entry())
-        await until(lambda: rows(tmp_path / "store") <= 100)
+        await comes(lambda: rows(tmp_path / "store") <= 100)
         left = {key async for key in store.keys("")}
         assert len(left) >= 90
         assert {f"k{number:03}" for number in range(10)} <= left
@@ -483,7 +475,7 @@ async def test_bytes_are_bounded(tmp_path: Path) -> None:
     async with opened(path, max_bytes=2_000_000, codec=Codec("bytes")) as store:
         for number in range(150):
             await store.set_many({f"k{number}:{place}": entry(os.urandom(5_000)) for place in range(10)})
-        await until(lambda: rows(path, "select sum(length(data)) from entries") < 2_000_000)
+        await comes(lambda: rows(path, "select sum(length(data)) from entries") < 2_000_000)
         assert await store.get("k149:9") is not None
         assert await store.get("k0:0") is None
         assert rows(path) > 200
@@ -503,7 +495,7 @@ async def test_what_is_over_goes_by_itself(tmp_path: Path) -> None:
         for _ in range(10):
             clock.travel(61)
             await store.set("other", entry())
-        await until(lambda: rows(tmp_path / "store") == 2)
+        await comes(lambda: rows(tmp_path / "store") == 2)
 
 
 async def test_space_is_given_back(tmp_path: Path) -> None:
@@ -519,7 +511,7 @@ async def test_space_is_given_back(tmp_path: Path) -> None:
         for _ in range(10):
             clock.travel(61)
             await store.set("other", entry(b""))
-        await until(lambda: rows(path, "pragma page_count") < full / 2)
+        await comes(lambda: rows(path, "pragma page_count") < full / 2)
 
 
 async def test_the_log_is_moved_into_the_database(tmp_path: Path) -> None:
@@ -631,7 +623,7 @@ async def test_a_store_that_is_dropped_lets_go(tmp_path: Path) -> None:
     del store
     gc.collect()
     assert ghost() is None
-    await until(lambda: not any(thread.is_alive() for thread in threads))
+    await comes(lambda: not any(thread.is_alive() for thread in threads))
 
 
 async def test_a_crowd_of_waiters_looks_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -648,7 +640,7 @@ async def test_a_crowd_of_waiters_looks_as_one(tmp_path: Path, monkeypatch: pyte
         assert lease is not None
         monkeypatch.setattr(table, "leased", counted)
         waiting = asyncio.gather(*(mine.leases.wait("key", timeout=60) for _ in range(1_000)))
-        await until(lambda: len(looks) >= 1_000)
+        await comes(lambda: len(looks) >= 1_000)
         await asyncio.sleep(0.1)  # the first look of each is over
         began = time.monotonic()
         await asyncio.sleep(0.5)

@@ -23,6 +23,7 @@ from redis.backoff import NoBackoff
 from redis.credentials import CredentialProvider
 from servers import Certificates, Server, certificates, flavours, has_tls
 from stores import FLAVOURS
+from waiting import until
 
 from asynccache import BackendError, BackendTimeout, BackendUnavailable, Cache, Caches, ConfigError
 from asynccache._urls import open_store
@@ -337,15 +338,6 @@ def test_making_a_cache_connects_nothing(monkeypatch: pytest.MonkeyPatch):
 # On servers
 
 
-@contextlib.asynccontextmanager
-async def cached(url: str, **options: Any) -> AsyncIterator[Cache]:
-    cache = Cache(url, **options)
-    try:
-        yield cache
-    finally:
-        await cache.aclose()
-
-
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
     with Server() as server:
@@ -370,16 +362,16 @@ async def works(cache: Cache) -> bool:
 async def test_it_connects_by_name_and_number(server: Server, form: str):
     """To the port, to another database, by a name."""
     for url in (f"{form}{server.host}:{server.port}", f"{form}localhost:{server.port}/5"):
-        async with cached(url, on_error="raise") as cache:
+        async with Cache(url, on_error="raise") as cache:
             assert await works(cache)
 
 
 async def test_a_database_of_its_own(server: Server):
     """What is stored in one database is not in another."""
     async with (
-        cached(f"{server.url}/1") as first,
-        cached(f"{server.url}/2") as second,
-        cached(f"{server.url}?db=1") as a,
+        Cache(f"{server.url}/1") as first,
+        Cache(f"{server.url}/2") as second,
+        Cache(f"{server.url}?db=1") as a,
     ):
         await first.set("key", 1)
         assert await second.get("key") is None
@@ -388,10 +380,10 @@ async def test_a_database_of_its_own(server: Server):
 
 async def test_a_database_that_is_not_there(server: Server):
     """A number beyond the server's: the server is as good as away, and no key lands in database 0."""
-    async with cached(f"{server.url}/99", on_error="raise") as cache:
+    async with Cache(f"{server.url}/99", on_error="raise") as cache:
         with pytest.raises(BackendError):
             await cache.set("lost", 1)
-    async with cached(f"{server.url}/99") as cache:
+    async with Cache(f"{server.url}/99") as cache:
         assert await cache.set("lost", 1) is False
         assert await cache.get("lost") is None
     assert server.command("EXISTS", "lost") == 0
@@ -404,13 +396,13 @@ async def test_by_a_unix_socket(server: Server):
         f"unix://{server.unix_socket}?db=3",
         f"unix://alice:{QUOTED}@{server.unix_socket}",
     ):
-        async with cached(url, on_error="raise") as cache:
+        async with Cache(url, on_error="raise") as cache:
             assert await works(cache)
 
 
 async def test_a_unix_socket_that_is_not_there(tmp_path: Path):
     """A miss, at once."""
-    async with cached(f"unix://{tmp_path}/none.sock") as cache:
+    async with Cache(f"unix://{tmp_path}/none.sock") as cache:
         began = time.perf_counter()
         assert await cache.get("key") is None
         assert time.perf_counter() - began < 0.5
@@ -419,7 +411,7 @@ async def test_a_unix_socket_that_is_not_there(tmp_path: Path):
 @pytest.mark.parametrize("protocol", ["2", "3"])
 async def test_a_user_and_a_password(server: Server, protocol: str):
     """With characters that a URL has to quote."""
-    async with cached(f"redis://alice:{QUOTED}@127.0.0.1:{server.port}?protocol={protocol}", on_error="raise") as cache:
+    async with Cache(f"redis://alice:{QUOTED}@127.0.0.1:{server.port}?protocol={protocol}", on_error="raise") as cache:
         assert await works(cache)
         users = server.command("CLIENT", "LIST").decode()
         assert "user=alice" in users
@@ -431,14 +423,14 @@ async def test_passwords_of_any_characters(server: Server, password: str, protoc
     """Quoted as URLs are, every character is the password's."""
     quoted = "".join(f"%{byte:02X}" for byte in password.encode())
     server.command("ACL", "SETUSER", "bob", "on", "resetpass", ">" + password, "~*", "&*", "+@all")
-    async with cached(f"redis://bob:{quoted}@127.0.0.1:{server.port}?protocol={protocol}", on_error="raise") as cache:
+    async with Cache(f"redis://bob:{quoted}@127.0.0.1:{server.port}?protocol={protocol}", on_error="raise") as cache:
         assert await works(cache)
 
 
 @pytest.mark.parametrize("protocol", ["2", "3"])
 async def test_a_password_alone(locked: Server, protocol: str):
     """That of the default user."""
-    async with cached(f"redis://:letmein@127.0.0.1:{locked.port}?protocol={protocol}", on_error="raise") as cache:
+    async with Cache(f"redis://:letmein@127.0.0.1:{locked.port}?protocol={protocol}", on_error="raise") as cache:
         assert await works(cache)
 
 
@@ -449,7 +441,7 @@ async def test_a_wrong_password_is_a_miss(locked: Server, who: str, protocol: st
     exceptions show what was tried."""
     caplog.set_level(logging.DEBUG)
     url = f"redis://{who}127.0.0.1:{locked.port}?protocol={protocol}"
-    async with cached(url) as cache:
+    async with Cache(url) as cache:
         began = time.perf_counter()
         assert await cache.get("key", "absent") == "absent"
         assert await cache.set("key", 1) is False
@@ -457,7 +449,7 @@ async def test_a_wrong_password_is_a_miss(locked: Server, who: str, protocol: st
         assert await cache.ping() is False
         assert time.perf_counter() - began < 0.5
         assert cache.stats().errors > 0
-    async with cached(url, on_error="raise") as cache:
+    async with Cache(url, on_error="raise") as cache:
         with pytest.raises(CacheError) as caught:
             await cache.get("key")
         assert hides(whole(caught.value))
@@ -522,10 +514,7 @@ async def test_a_provider_that_fails(locked: Server, caplog: pytest.LogCaptureFi
 
 
 async def until_it_works(cache: Cache) -> None:
-    deadline = time.monotonic() + 2.0
-    while not await cache.set("key", 1):
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.02)
+    await until(lambda: cache.set("key", 1), seconds=2.0)
     assert await cache.get("key") == 1
 
 
@@ -572,7 +561,7 @@ def test_a_store_like_a_client_of_a_cluster():
 
 async def test_a_password_that_becomes_right(locked: Server):
     """When the server takes the password, the cache works without being made anew."""
-    async with cached(f"redis://late:letmein@127.0.0.1:{locked.port}") as cache:
+    async with Cache(f"redis://late:letmein@127.0.0.1:{locked.port}") as cache:
         assert await cache.get("key") is None
         locked.command("ACL", "SETUSER", "late", "on", ">letmein", "~*", "&*", "+@all")
         await until_it_works(cache)
@@ -581,7 +570,7 @@ async def test_a_password_that_becomes_right(locked: Server):
 async def test_a_user_who_is_removed_is_a_miss(locked: Server):
     """The server ends the connections of a user that is deleted; a cache goes on without it."""
     locked.command("ACL", "SETUSER", "gone", "on", ">letmein", "~*", "&*", "+@all")
-    async with cached(f"redis://gone:letmein@127.0.0.1:{locked.port}") as cache:
+    async with Cache(f"redis://gone:letmein@127.0.0.1:{locked.port}") as cache:
         assert await cache.set("key", 1)
         locked.command("ACL", "DELUSER", "gone")
         for _ in range(5):
@@ -592,7 +581,7 @@ async def test_a_user_who_is_removed_is_a_miss(locked: Server):
 
 async def test_what_the_server_calls_us(server: Server):
     """``CLIENT LIST`` shows our name, or the package's, and which library it is."""
-    async with cached(f"{server.url}?client_name=web-1") as one, cached(server.url) as other:
+    async with Cache(f"{server.url}?client_name=web-1") as one, Cache(server.url) as other:
         await asyncio.gather(one.get("a"), other.get("a"))
         rows = [
             dict(w.split("=", 1) for w in row.split())
@@ -611,7 +600,7 @@ async def test_connections_are_as_many_as_the_url_says(server: Server):
         return server.command("CLIENT", "LIST", "TYPE", "normal").decode().count("name=counted")
 
     for option, most in (("", 1), ("&connections=3", 3)):
-        async with cached(f"{server.url}?client_name=counted{option}", on_error="raise") as cache:
+        async with Cache(f"{server.url}?client_name=counted{option}", on_error="raise") as cache:
             await asyncio.gather(*[cache.set(f"k{number}", number) for number in range(200)])
             assert await cache.get_many([f"k{number}" for number in range(200)]) == {
                 f"k{number}": number for number in range(200)
@@ -622,7 +611,7 @@ async def test_connections_are_as_many_as_the_url_says(server: Server):
 async def test_a_timeout_from_the_url(server: Server):
     """A server that does not answer is waited for as long as the URL says."""
     with FaultProxy(server.host, server.port) as proxy:
-        async with cached(f"{proxy.url}?timeout=150ms") as cache:
+        async with Cache(f"{proxy.url}?timeout=150ms") as cache:
             assert await cache.set("key", 1)
             proxy.stall()
             began = time.perf_counter()
@@ -634,7 +623,7 @@ async def test_a_connect_timeout_from_the_url(server: Server):
     """A connection that does not come about is waited for no longer than the URL says."""
     with FaultProxy(server.host, server.port) as proxy:
         proxy.hold_connects()
-        async with cached(f"{proxy.url}?timeout=5s&connect_timeout=200ms") as cache:
+        async with Cache(f"{proxy.url}?timeout=5s&connect_timeout=200ms") as cache:
             began = time.perf_counter()
             assert await cache.get("key") is None
             assert time.perf_counter() - began < 0.6
@@ -656,7 +645,7 @@ async def test_a_server_that_speaks_the_old_protocol_only(old: Server, who: str)
     """It is spoken then, without being told; everything works, waiting for another's load too."""
     old.command("FLUSHALL")
     url = f"redis://{who}127.0.0.1:{old.port}"
-    async with cached(url, on_error="raise") as one, cached(url, on_error="raise") as other:
+    async with Cache(url, on_error="raise") as one, Cache(url, on_error="raise") as other:
         assert await works(one)
         loads = 0
 
@@ -672,7 +661,7 @@ async def test_a_server_that_speaks_the_old_protocol_only(old: Server, who: str)
 
 async def test_a_wrong_password_on_an_old_server(old: Server):
     """Refused there too, and a miss."""
-    async with cached(f"redis://:wrong@127.0.0.1:{old.port}") as cache:
+    async with Cache(f"redis://:wrong@127.0.0.1:{old.port}") as cache:
         assert await cache.get("key") is None
         assert await cache.set("key", 1) is False
 
@@ -697,7 +686,7 @@ def secure(files: Certificates) -> Iterator[Server]:
 async def test_tls_with_an_authority_that_is_trusted(secure: Server, files: Certificates, scheme: str, host: str):
     """With the authority's file and a name that is in the certificate all is well."""
     url = f"{scheme}://{host}:{secure.tls_port}/2?ssl_ca_certs={files.authority}"
-    async with cached(url, on_error="raise") as cache:
+    async with Cache(url, on_error="raise") as cache:
         assert await works(cache)
         value = "x" * 3_000_000
         await cache.set("large", value)
@@ -706,12 +695,12 @@ async def test_tls_with_an_authority_that_is_trusted(secure: Server, files: Cert
 
 async def fails(url: str) -> BaseException | None:
     """Why a connection is not made: known within a second, by this package's exception, or as a miss."""
-    async with cached(url, on_error="raise") as cache:
+    async with Cache(url, on_error="raise") as cache:
         began = time.perf_counter()
         with pytest.raises((BackendUnavailable, BackendTimeout)) as caught:
             await cache.get("key")
         assert time.perf_counter() - began < 1.0
-    async with cached(url) as cache:
+    async with Cache(url) as cache:
         began = time.perf_counter()
         assert await cache.get("key", "absent") == "absent"
         assert await cache.set("key", 1) is False
@@ -748,14 +737,14 @@ async def test_tls_checks_the_name(secure: Server, files: Certificates):
         assert isinstance(cause, ssl.SSLCertVerificationError)
         assert "127.0.0.2" in str(cause)
         url = f"rediss://{proxy.host}:{proxy.port}?ssl_ca_certs={files.authority}&insecure=true"
-        async with cached(url, on_error="raise") as cache:
+        async with Cache(url, on_error="raise") as cache:
             assert await works(cache)
 
 
 @pytest.mark.debian_redis
 async def test_tls_unchecked_by_the_word_only(secure: Server):
     """``insecure=true`` connects to whomever; ``insecure=false`` does not."""
-    async with cached(f"rediss://127.0.0.1:{secure.tls_port}?insecure=true", on_error="raise") as cache:
+    async with Cache(f"rediss://127.0.0.1:{secure.tls_port}?insecure=true", on_error="raise") as cache:
         assert await works(cache)
     await fails(f"rediss://127.0.0.1:{secure.tls_port}?insecure=false")
 
@@ -778,7 +767,7 @@ async def test_tls_whose_handshake_never_ends(secure: Server):
     assert secure.tls_port is not None
     with FaultProxy(secure.host, secure.tls_port) as proxy:
         proxy.black_hole()
-        async with cached(f"rediss://127.0.0.1:{proxy.port}?insecure=true") as cache:
+        async with Cache(f"rediss://127.0.0.1:{proxy.port}?insecure=true") as cache:
             began = time.perf_counter()
             assert await cache.get("key") is None
             assert time.perf_counter() - began < 1.0
@@ -791,9 +780,9 @@ async def test_a_certificate_of_our_own(files: Certificates):
     with Server(flavour, tls=files, options={"tls-auth-clients": "yes"}) as server:
         url = f"rediss://127.0.0.1:{server.tls_port}?ssl_ca_certs={files.authority}"
         mine = f"{url}&ssl_certfile={files.certificate}&ssl_keyfile={files.key}"
-        async with cached(mine, on_error="raise") as cache:
+        async with Cache(mine, on_error="raise") as cache:
             assert await works(cache)
-        async with cached(url) as cache:
+        async with Cache(url) as cache:
             assert await cache.set("key", 1) is False
 
 
@@ -871,8 +860,8 @@ async def everything(url: str, **options: Any) -> None:
     """All that a cache can do."""
     plain = "codec" in options and options["codec"].plain
     async with (
-        cached(url, namespace=NAMESPACE, **options) as cache,
-        cached(url, namespace=NAMESPACE, **options) as other,
+        Cache(url, namespace=NAMESPACE, **options) as cache,
+        Cache(url, namespace=NAMESPACE, **options) as other,
     ):
         await asyncio.gather(cache.ping(), other.ping())
         await cache.set("a", 1, ttl=60)
@@ -948,22 +937,23 @@ async def test_the_least_acl_is_enough_for_copies(restricted: Restricted):
     restricted.allow(*ACL)
     url = restricted.url()
     async with (
-        cached(url, namespace=NAMESPACE, local="memory://", on_error="raise") as cache,
-        cached(url, namespace=NAMESPACE, on_error="raise") as other,
+        Cache(url, namespace=NAMESPACE, local="memory://", on_error="raise") as cache,
+        Cache(url, namespace=NAMESPACE, on_error="raise") as other,
     ):
         await cache.set("key", 1)
         assert await cache.get("key") == 1
         await other.set("key", 2)
-        deadline = time.monotonic() + 0.5
-        while await cache.get("key") != 2:
-            assert time.monotonic() < deadline
-            await asyncio.sleep(0.005)
+
+        async def told() -> bool:
+            return await cache.get("key") == 2
+
+        await until(told, seconds=0.5)
 
 
 async def test_the_least_acl_is_enough_over_another_type(restricted: Restricted):
     """Also to replace what is no value of a cache."""
     restricted.allow(*ACL)
-    async with cached(restricted.url(), namespace=NAMESPACE, on_error="raise") as cache:
+    async with Cache(restricted.url(), namespace=NAMESPACE, on_error="raise") as cache:
         for write in (
             lambda: cache.set("key", 1),
             lambda: cache.incr("key"),
@@ -987,7 +977,7 @@ async def test_nothing_in_the_least_acl_is_superfluous(first: Restricted, rule: 
         more, options = MODES[mode]
         first.server.command("FLUSHALL")
         await everything(first.url(more), **options)
-    async with cached(first.url(), namespace=NAMESPACE) as cache:
+    async with Cache(first.url(), namespace=NAMESPACE) as cache:
         first.server.command("RPUSH", "shop:key", "x")
         await cache.incr("key")
     assert first.denied() == {rule[1:]}
@@ -997,7 +987,7 @@ async def test_a_namespace_that_is_not_allowed(restricted: Restricted):
     """Keys of others are refused: misses, promptly, and no exception; nothing of them is shown or changed."""
     restricted.allow(*ACL)
     restricted.server.command("SET", "other:key", "theirs")
-    async with cached(restricted.url(), namespace="other") as cache:
+    async with Cache(restricted.url(), namespace="other") as cache:
         began = time.perf_counter()
         assert await cache.get("key") is None
         assert await cache.get_many(["key", "more"]) == {}

@@ -63,12 +63,6 @@ def server(shared: Server) -> Server:
     return shared
 
 
-@pytest.fixture
-def proxy(server: Server) -> Iterator[FaultProxy]:
-    with FaultProxy(server.host, server.port) as proxy:
-        yield proxy
-
-
 def gone(pid: int) -> bool:
     """Whether a process has ended, or waits for nothing but its parent's attention."""
     try:
