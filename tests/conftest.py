@@ -10,6 +10,8 @@ from fault_proxy import FaultProxy
 from servers import Server, flavours, has_tls
 from stores import FLAVOURS, emptied, server_of
 
+from asynccache.testing import TravellingClock
+
 _DEBIAN = "redis" in flavours() and has_tls("redis")
 
 
@@ -32,6 +34,12 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     would look through all libraries each time."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture
+def clock() -> TravellingClock:
+    """A clock that stands still."""
+    return TravellingClock()
 
 
 @pytest.fixture

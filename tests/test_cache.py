@@ -14,12 +14,6 @@ from asynccache.clock import SystemClock
 from asynccache.testing import TravellingClock
 
 
-@pytest.fixture
-def clock() -> TravellingClock:
-    """A clock that stands still."""
-    return TravellingClock()
-
-
 @pytest_asyncio.fixture(params=["root", "view"])
 async def cache(request: pytest.FixtureRequest, clock: TravellingClock) -> AsyncIterator[Cache]:
     """A cache, and a view of one: every call means the same on both."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from waiting import turns
 
 from asynccache import Cache, LoadCancelled, LoadTimeout, RecursiveLoad
 from asynccache.testing import TravellingClock
@@ -39,21 +40,10 @@ async def watched(request: pytest.FixtureRequest) -> AsyncIterator[None]:
 
 
 @pytest_asyncio.fixture
-async def clock() -> TravellingClock:
-    """A clock that stands still."""
-    return TravellingClock()
-
-
-@pytest_asyncio.fixture
 async def cache(clock: TravellingClock) -> AsyncIterator[Cache]:
     """A cache that is closed afterwards."""
     async with Cache(ttl="10m", clock=clock) as opened:
         yield opened
-
-
-async def turns(count: int = 20) -> None:
-    for _ in range(count):
-        await asyncio.sleep(0)
 
 
 def left_in(cache: Cache) -> dict[str, int]:

@@ -10,16 +10,11 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from waiting import turns
 
 from asynccache import Cache, CacheError, InvalidKeyError, Load, LoadCancelled, LoadTimeout, Policy, RecursiveLoad
 from asynccache.load import wants_load
 from asynccache.testing import TravellingClock
-
-
-@pytest.fixture
-def clock() -> TravellingClock:
-    """A clock that stands still."""
-    return TravellingClock()
 
 
 @pytest_asyncio.fixture
@@ -27,11 +22,6 @@ async def cache(clock: TravellingClock) -> AsyncIterator[Cache]:
     """A cache that is closed afterwards."""
     async with Cache(ttl="10m", clock=clock) as opened:
         yield opened
-
-
-async def turns(count: int = 20) -> None:
-    for _ in range(count):
-        await asyncio.sleep(0)
 
 
 class Bulk:

@@ -5,15 +5,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
+from waiting import turns
 
 from asynccache import Cache, LockTimeout
 from asynccache.testing import TravellingClock
-
-
-@pytest.fixture
-def clock() -> TravellingClock:
-    """A clock that stands still."""
-    return TravellingClock()
 
 
 @pytest_asyncio.fixture
@@ -21,11 +16,6 @@ async def cache(clock: TravellingClock) -> AsyncIterator[Cache]:
     """A cache that is closed afterwards."""
     async with Cache(clock=clock) as opened:
         yield opened
-
-
-async def turns(count: int = 10) -> None:
-    for _ in range(count):
-        await asyncio.sleep(0)
 
 
 async def test_first_come_first_served(cache: Cache) -> None:

@@ -4,22 +4,13 @@ import asyncio
 import threading
 
 import pytest
+from waiting import turns
 
 from asynccache import Cache, LockTimeout, MemoryBackend
 from asynccache._locks import LocalLeases
 from asynccache.backend import Lease
 from asynccache.clock import SystemClock
 from asynccache.testing import TravellingClock
-
-
-async def turns(count: int = 10) -> None:
-    for _ in range(count):
-        await asyncio.sleep(0)
-
-
-@pytest.fixture
-def clock() -> TravellingClock:
-    return TravellingClock()
 
 
 @pytest.fixture

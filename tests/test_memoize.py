@@ -17,12 +17,6 @@ from asynccache import Cache, ConfigError, Ignore, InvalidKeyError, MemoryBacken
 from asynccache.testing import TravellingClock
 
 
-@pytest.fixture
-def clock() -> TravellingClock:
-    """A clock that stands still."""
-    return TravellingClock()
-
-
 @pytest_asyncio.fixture
 async def cache(clock: TravellingClock) -> AsyncIterator[Cache]:
     """A cache that is closed afterwards."""

@@ -12,11 +12,6 @@ from asynccache import MISSING, Cache, Load, LockTimeout, Policy
 from asynccache.testing import TravellingClock
 
 
-@pytest.fixture
-def clock() -> TravellingClock:
-    return TravellingClock()
-
-
 @pytest.fixture(params=STORES)
 def make(request: pytest.FixtureRequest, clock: TravellingClock, tmp_path: Path) -> Callable[..., Cache]:
     """Opens a cache on each store in turn."""

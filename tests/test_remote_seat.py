@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from factories import Gated
+from waiting import turns
 
 from asynccache import (
     BackendError,
@@ -35,11 +36,6 @@ class Process:
 
 
 @pytest.fixture
-def clock() -> TravellingClock:
-    return TravellingClock()
-
-
-@pytest.fixture
 def server() -> ToyServer:
     return ToyServer()
 
@@ -48,12 +44,6 @@ def server() -> ToyServer:
 def join(request: pytest.FixtureRequest, server: ToyServer, clock: TravellingClock) -> Callable[..., Process]:
     """Starts one more process."""
     return lambda **options: Process(server, clock, tiers=request.param, **options)
-
-
-async def turns(count: int = 30) -> None:
-    """Let everybody else take some steps."""
-    for _ in range(count):
-        await asyncio.sleep(0)
 
 
 async def pass_time(clock: TravellingClock, seconds: float, step: float = 0.5) -> None:

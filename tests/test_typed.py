@@ -360,11 +360,6 @@ def test_what_a_function_says_it_returns() -> None:
 # Through a cache
 
 
-@pytest.fixture
-def clock() -> TravellingClock:
-    return TravellingClock()
-
-
 @pytest.fixture(params=STORES)
 def make(request: pytest.FixtureRequest, clock: TravellingClock, tmp_path: Path) -> Callable[..., Cache]:
     return lambda **options: opened(request.param, clock, tmp_path, **options)

@@ -27,7 +27,7 @@ async def comes(holds: Callable[[], object], what: str = "it", seconds: float = 
     return time.monotonic() - began
 
 
-async def turns(count: int) -> None:
+async def turns(count: int = 30) -> None:
     """Let everybody else take some steps."""
     for _ in range(count):
         await asyncio.sleep(0)
