@@ -49,7 +49,8 @@ class Dispatcher:
         touch: Counts the hit for the eviction policy.
         now: Monotonic seconds.
         counters: The plain integers behind the statistics.
-        plain: Whether a write of which a ttl says all needs no more than `put`.
+        short_writes: Whether a write of which a ttl says all has a short way.
+        shortcut: The remote seat's, while nothing stands in the way and there is no local one.
     """
 
     def __init__(
@@ -115,9 +116,9 @@ class Dispatcher:
             self.until = local.deadlines.get
             self.touch = local.eviction_policy.touch
         self.find = local.values.get if short and local is not None else _NOTHING.get
-        self.plain = short and self.remote is None and self.terms.ordinary
         straight = local is None and not (self.closed or self.disabled or self.tracing.own_provider or detours.count)
         self.shortcut = self.remote.shortcut if straight and self.remote is not None else None
+        self.short_writes = self.terms.ordinary and (short if self.remote is None else self.shortcut is not None)
 
     def here(self) -> "Dispatcher":
         """This dispatcher, or what stands for it in the sandbox that the caller is in.
@@ -359,7 +360,7 @@ class Dispatcher:
         """The value, loaded if need be."""
         if self.disabled or detours.count or self.tracing.wanted():
             return self._get_or_set(key, prefix, factory, terms)
-        return self.loader.get(key, prefix, factory, terms, NO_SPAN)
+        return self.loader.get(key, prefix, factory, terms, NO_SPAN, self.shortcut)
 
     async def _get_or_set(self, key: str, prefix: str, factory: Factory, terms: Terms) -> Any:
         with self.tracing.call("cache.get_or_set", key, template=terms.template) as span:

@@ -17,7 +17,9 @@ from enum import Enum
 from typing import Any, TypeAlias, final
 
 from asynccache._background import running_loop
+from asynccache.backend import Lease
 from asynccache.clock import Timer
+from asynccache.entry import MISSING, Entry, Missing
 
 __all__ = ["Flight", "Outcome", "Status", "Waiter", "current_flight", "own_exception", "wake"]
 
@@ -67,6 +69,8 @@ class Flight:
         waiters: Futures of the callers.
         waits_for: The flights that its factory waits for, each with the number of its waits; ``None`` before the first.
         span: The load's span context, for those who link to it.
+        glanced: What the remote store had just now, for the first look; `MISSING` when nobody has looked.
+        lease: The right to load it, among all processes, while it is held.
         nested: Whether a factory asked for it.
         traced: Whether its span may be wanted: not when nobody records the call that it departs for.
     """
@@ -85,6 +89,8 @@ class Flight:
     versions: Mapping[str, str] | None = None
     ceiling: Timer | None = None
     span: Any = None
+    lease: "Lease | None" = None
+    glanced: "Entry | Missing | None" = MISSING
     traced = True
     waits_for: "dict[Flight, int] | None" = None
 

@@ -10,7 +10,6 @@ from asynccache._flight import Flight
 from asynccache._flights import Flights, Journal
 from asynccache._life import Life
 from asynccache._seats import Found, Seats
-from asynccache.backend import Lease
 from asynccache.entry import Entry
 from asynccache.errors import EncodeError
 from asynccache.keys import check_key
@@ -50,9 +49,7 @@ class Keeper:
         except EncodeError as error:
             self._seats.failures.hide("a loaded value could not be stored", error)
 
-    async def keep_remote(
-        self, flight: Flight, prefix: str, value: Any, terms: Terms, load: Load | None, lease: Lease | None
-    ) -> None:
+    async def keep_remote(self, flight: Flight, prefix: str, value: Any, terms: Terms, load: Load | None) -> None:
         """Store a loaded value in the remote seat, and a copy in the local one, unless a write has overtaken it."""
         seats = self._seats
         now = seats.clock.monotonic()
@@ -60,15 +57,15 @@ class Keeper:
         ttl, life = self._terms_of(flight, prefix, value, terms, load, now)
         if life is None:
             life = Life(now) if ttl is None else Life(now, now + ttl, now + ttl)
-        if not seats.tags.valid(life.tags, flight.stamp) or not await self._send(flight, value, life, terms, lease):
+        if not seats.tags.valid(life.tags, flight.stamp) or not await self._send(flight, value, life, terms):
             return
         if seats.local is not None:
             with seats.local.guard():
                 if not flight.void:
                     seats.copies.written(flight.key, value, now, ttl, life)
 
-    async def _send(self, flight: Flight, value: Any, life: Life, terms: Terms, lease: Lease | None) -> bool:
-        seats = self._seats
+    async def _send(self, flight: Flight, value: Any, life: Life, terms: Terms) -> bool:
+        seats, lease = self._seats, flight.lease
         if seats.remote is None:
             return False
         if flight.versions is not None and set(life.tags) <= set(flight.versions):
@@ -80,7 +77,10 @@ class Keeper:
             if lease is not None and lease.token == NO_TOKEN:
                 return False
             if lease is not None and seats.remote.leases is not None:
-                return await seats.attempt("commit", seats.remote.leases.commit(lease, entry), False)
+                stored = await seats.attempt("commit", seats.remote.leases.commit(lease, entry), None)
+                if stored is not None:
+                    flight.lease = None  # given back, or somebody else's
+                return bool(stored)
             return await seats.attempt("set", seats.remote.set(flight.key, entry), False)
         except EncodeError as error:
             seats.failures.hide("a loaded value could not be stored", error)

@@ -22,9 +22,9 @@ from asynccache._flight import Flight, Outcome, Status, current_flight
 from asynccache._flights import CANCELLED, Flights, Ticket
 from asynccache._keeping import NO_TOKEN, Keeper, as_entry
 from asynccache._seats import Found, Seats
-from asynccache.backend import Lease, Leases
+from asynccache.backend import Lease, Leases, Shortcut
 from asynccache.clock import stopwatch
-from asynccache.entry import Entry
+from asynccache.entry import MISSING, Entry, Missing
 from asynccache.errors import BackendError
 from asynccache.load import KEPT, Factory, Load, wants_load
 from asynccache.metrics import LoadTimer
@@ -58,13 +58,24 @@ class Loader:
         self._tracing = tracing
         self._timer = timer
         self._keeper = Keeper(seats, self.flights)
+        self._glances: set[str] = set()
         self.bulk = BulkLoader(seats, self.flights, self._keeper, counters, tracing, timer)
         _loaders.add(self)
 
     # What callers ask
 
-    async def get(self, key: str, prefix: str, factory: Factory, terms: Terms, span: CallSpan) -> Any:
+    async def get(
+        self, key: str, prefix: str, factory: Factory, terms: Terms, span: CallSpan, shortcut: Shortcut | None = None
+    ) -> Any:
         """The value of the key, loaded if need be.
+
+        Args:
+            key: The whole key.
+            prefix: What its namespace puts in front.
+            factory: What loads it.
+            terms: How.
+            span: That of the call.
+            shortcut: The remote store's, where it may be asked without a flight: most calls are hits.
 
         Raises:
             LoadTimeout: The load passed the hard timeout and there is no stale value.
@@ -87,7 +98,25 @@ class Loader:
                 self._counters.stale_hits += 1
                 span.result("stale", "local")
                 return value
-        return await self._fetch(key, prefix, factory, terms, "miss", found, now, span)
+        glanced: Entry | Missing | None = MISSING
+        if shortcut is not None and terms.plain and not (key in self._glances or key in self.flights.table):
+            self._glances.add(key)
+            try:
+                asking = shortcut.ask(key)
+                if asking is not None:
+                    reply = await asking[0]
+                    got = shortcut.value(asking, reply)
+                    if got is not None:
+                        self._counters.hits += 1
+                        return got[0]
+                    glanced = await shortcut.rest(key, asking, reply)
+            except BackendError as error:
+                seats.failures.take("get", error)
+                glanced = None
+            finally:
+                self._glances.discard(key)
+            now = self._clock.monotonic()
+        return await self._fetch(key, prefix, factory, terms, "miss", found, now, span, glanced)
 
     async def refresh(self, key: str, prefix: str, factory: Factory, terms: Terms, span: CallSpan) -> Any:
         """The value of a load that began after this call, or together with another such call."""
@@ -107,6 +136,7 @@ class Loader:
     def forget(self) -> None:
         """Start anew in a forked child."""
         self.flights.forget()
+        self._glances.clear()
         self._counters.loading = 0
         if self._seats.local is not None:
             self._seats.local.renew_lock()
@@ -123,6 +153,7 @@ class Loader:
         found: Found | None,
         now: float,
         span: CallSpan,
+        glanced: Entry | Missing | None = MISSING,
     ) -> Any:
         """Join the key's flight, or have one depart, and wait for what it brings."""
         flights = self.flights
@@ -135,6 +166,8 @@ class Loader:
                 flights.check_open()
                 flight = Flight(key, reason, loop, now, self._seats.tags.latest, found)
                 flight.traced = span is not NO_SPAN
+                if glanced is not MISSING:
+                    flight.glanced = glanced
                 if not flights.enter(flight, terms):
                     continue
                 if mine is None:
@@ -186,7 +219,7 @@ class Loader:
         outcome = CANCELLED
         try:
             if self._seats.remote is None:
-                outcome = (Status.VALUE, await self._run(flight, prefix, factory, terms, None))
+                outcome = (Status.VALUE, await self._run(flight, prefix, factory, terms))
             else:
                 outcome = await self._bring(flight, prefix, factory, terms)
         except asyncio.CancelledError:
@@ -208,7 +241,7 @@ class Loader:
                 self.flights.background.landed(flight.task)
                 flight.task = None  # its context holds the flight: together they would live until the collector runs
 
-    async def _run(self, flight: Flight, prefix: str, factory: Factory, terms: Terms, lease: Lease | None) -> Any:
+    async def _run(self, flight: Flight, prefix: str, factory: Factory, terms: Terms) -> Any:
         """Call the factory and store what it returns."""
         counters = self._counters
         counters.loads += 1
@@ -250,7 +283,7 @@ class Loader:
                 if self._seats.remote is None:
                     self._keeper.keep_local(flight, prefix, value, terms, load)
                 else:
-                    await self._keeper.keep_remote(flight, prefix, value, terms, load, lease)
+                    await self._keeper.keep_remote(flight, prefix, value, terms, load)
         return value
 
     # One load among all processes
@@ -273,17 +306,23 @@ class Loader:
         if terms.tags and seats.remote_tags is not None:
             now = self._clock.monotonic() + self._clock.epoch
             flight.versions = await seats.attempt("get_many", seats.remote_tags.versions(terms.tags, now), None)
+        flight.lease = lease
         if lease is None or leases is None or lease.token == NO_TOKEN:
-            return (Status.VALUE, await self._run(flight, prefix, factory, terms, lease))
+            return (Status.VALUE, await self._run(flight, prefix, factory, terms))
         renewing = self.flights.background.start(self._renew(leases, lease), Context())
         try:
-            return (Status.VALUE, await self._run(flight, prefix, factory, terms, lease))
+            return (Status.VALUE, await self._run(flight, prefix, factory, terms))
         finally:
             renewing.cancel()
-            leases.abandon(lease)
+            if flight.lease is not None:
+                leases.abandon(lease)
 
     async def _look_remote(self, flight: Flight, terms: Terms) -> Outcome | None:
-        found = await self._seats.fetch(flight.key, terms.shape, terms.refresh_ahead)
+        entry, flight.glanced = flight.glanced, MISSING
+        if entry is None:
+            return None
+        seen = None if entry is MISSING else entry
+        found = await self._seats.fetch(flight.key, terms.shape, terms.refresh_ahead, entry=seen)
         now = self._clock.monotonic()
         if found is None or flight.reason == "refresh":
             return None

@@ -1,4 +1,4 @@
-"""The short way: what a hit in the local seat takes, and nothing more.
+"""The short way: what a hit in the local seat takes, and nothing more; and the like for a remote seat alone.
 
 Each cache has its own two functions, made with everything bound that a hit needs (an attribute less to look up is a
 few nanoseconds of some two hundred and fifty). Only ``core.find`` changes: it looks into an empty table while there is
@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar, Unpack, overload
 
 from asynccache._arguments import own_terms, whole_key
 from asynccache._dispatcher import Dispatcher
-from asynccache.entry import MISSING, Entry
+from asynccache.entry import MISSING
 from asynccache.errors import BackendError
 from asynccache.keys import check_key
 from asynccache.load import Load
@@ -23,7 +23,7 @@ from asynccache.policy import Policy, PolicyOptions, Ttl
 from asynccache.shape import Shape
 from asynccache.telemetry import provider_module
 
-__all__ = ["Get", "GetOrSet", "bind_get", "bind_get_or_set"]
+__all__ = ["Get", "GetOrSet", "bind_get", "bind_get_or_set", "put_remote"]
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -135,15 +135,20 @@ def bind_get(core: Dispatcher, prefix: str, shape: Shape | None = None) -> Get:
         if shortcut is None or (provider_module._TRACER_PROVIDER is not None and core.tracing.wanted()):
             return await core.here().get(full, default, shape)
         try:
-            found = await shortcut(full)
+            asking = shortcut.ask(full)
+            if asking is None:
+                return await core.here().get(full, default, shape)
+            reply = await asking[0]
+            found = shortcut.value(asking, reply)
+            if found is not None:
+                counters.hits += 1
+                return found[0]
+            entry = await shortcut.rest(full, asking, reply)
         except BackendError as error:
             core.seats.failures.take("get", error)
-            found = None
-        if type(found) is tuple:
-            counters.hits += 1
-            return found[0]
-        if isinstance(found, Entry):
-            return await core.here().get(full, default, shape, found)
+            entry = None
+        if entry is not None:
+            return await core.here().get(full, default, shape, entry)
         counters.misses += 1
         return default
 
@@ -190,3 +195,19 @@ def bind_get_or_set(core: Dispatcher, prefix: str, shape: Shape | None = None) -
 
     get_or_set.__qualname__, get_or_set.__doc__ = "Cache.get_or_set", GetOrSet.__call__.__doc__
     return get_or_set
+
+
+async def put_remote(core: Dispatcher, key: str, value: Any, ttl: float | EllipsisType | None) -> bool:
+    """Store a value of which a ttl says all in the remote seat, the only one; as `Dispatcher.set`."""
+    supersede, terms, shortcut = core.loader.flights.supersede, core.terms, core.shortcut
+    storing = None
+    supersede(key)
+    try:
+        if shortcut is not None:
+            storing = shortcut.put(key, value, terms.ttl if ttl is ... else ttl)
+        stored = await (storing or core.set(key, value, ttl, None, (), terms, None))
+    except BackendError as error:
+        core.seats.failures.take("set", error)
+        return False
+    supersede(key)  # one that began meanwhile may have read what was there before
+    return stored

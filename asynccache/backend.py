@@ -1,7 +1,7 @@
 """What a store must be able to do to sit behind a cache."""
 
 import weakref
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias, final
 from urllib.parse import SplitResult
@@ -9,14 +9,24 @@ from urllib.parse import SplitResult
 from asynccache.clock import Clock
 from asynccache.entry import Entry
 
-__all__ = ["Backend", "Coherence", "Health", "Lease", "Leases", "OnlyIf", "Reports", "Shortcut", "StoreOptions"]
+__all__ = [
+    "Asking",
+    "Backend",
+    "Coherence",
+    "Health",
+    "Lease",
+    "Leases",
+    "OnlyIf",
+    "Reports",
+    "Shortcut",
+    "StoreOptions",
+]
 
 OnlyIf: TypeAlias = Literal["absent", "present"] | None
 """The condition of a write: the key must be absent, must be present, or may be either."""
 
-Shortcut: TypeAlias = Callable[[str], Coroutine[Any, Any, tuple[Any] | Entry | None]]
-"""What is under a key, as `Backend.get` has it; but an entry of which the value says all, because it is fresh and has
-no tags and no type, as a tuple of its value. It makes no entry that nobody looks at."""
+Asking: TypeAlias = tuple[Awaitable[Any], Any, Any]
+"""A question that is on its way: what brings the reply, and what the store needs to understand it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +73,7 @@ class Backend(Protocol):
 
     @property
     def shortcut(self) -> "Shortcut | None":
-        """The shortest way to a value; ``None`` when there is none but `get`."""
+        """The shortest way to a value and back; ``None`` when there is none but `get` and `set`."""
         ...
 
     @property
@@ -157,6 +167,41 @@ class Health(Protocol):
     @property
     def owed(self) -> int:
         """How many keys wait to be deleted, and leases to be given back, when the server is back."""
+        ...
+
+
+class Shortcut(Protocol):
+    """Reads and writes of entries of which the value says all: fresh, small, without tags, grace, condition and type.
+
+    It makes no entry that nobody looks at, and no coroutine where a question and its answer will do.
+    """
+
+    def ask(self, key: str) -> Asking | None:
+        """Ask for what is under the key; ``None`` when something else is to be done first, by `Backend.get`.
+
+        Raises:
+            BackendError: It cannot be asked.
+        """
+        ...
+
+    def value(self, asking: Asking, reply: Any) -> tuple[Any] | None:
+        """The value that the reply has; ``None`` when there is more to say, or nothing: then `rest` is called."""
+        ...
+
+    async def rest(self, key: str, asking: Asking, reply: Any) -> Entry | None:
+        """What `Backend.get` would return.
+
+        Raises:
+            BackendError: There was no answer.
+        """
+        ...
+
+    def put(self, key: str, value: Any, ttl: float | None) -> Coroutine[Any, Any, bool] | None:
+        """What stores the value when it is awaited; ``None`` when that takes `Backend.set`.
+
+        Raises:
+            EncodeError: The value would not come back equal.
+        """
         ...
 
 

@@ -20,7 +20,7 @@ from asynccache._dispatcher import Dispatcher
 from asynccache._failures import OnError
 from asynccache._memoize import KeyRule, Memoized, MemoizedMany, memoized
 from asynccache._opening import checked_policy, open_seats, raw_of
-from asynccache._short_way import Get, GetOrSet, bind_get, bind_get_or_set
+from asynccache._short_way import Get, GetOrSet, bind_get, bind_get_or_set, put_remote
 from asynccache._typed_cache import TypedCache
 from asynccache.backend import Backend, OnlyIf
 from asynccache.backends.memory import MemoryBackend
@@ -172,8 +172,9 @@ class Cache:
         """
         core = self._core.here()
         full = whole_key(self._prefix, key)
-        if core.plain and only_if is None and grace is None and tags == () and not core.tracing.wanted():
-            return core.put(full, value, seconds_or_left_out(ttl))
+        if core.short_writes and only_if is None and grace is None and tags == () and not core.tracing.wanted():
+            left = seconds_or_left_out(ttl)
+            return core.put(full, value, left) if core.remote is None else await put_remote(core, full, value, left)
         if only_if not in (None, "absent", "present"):
             raise ConfigError(f'only_if is "absent", "present" or None, not {only_if!r}')
         given = seconds_or_left_out(ttl)

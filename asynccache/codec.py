@@ -80,8 +80,8 @@ class Codec:
     """
 
     __slots__ = (
-        "_compress", "_digits", "_loads", "_number", "_sealing", "_seals", "_serializer", "_simple", "_simple_crc",
-        "_simple_from", "max_bytes", "plain",
+        "_compress", "_digits", "_loads", "_number", "_sealing", "_seals", "_serializer", "_simple", "_simple_below",
+        "_simple_crc", "_simple_from", "_simple_to", "max_bytes", "plain",
     )  # fmt: skip
 
     def __init__(
@@ -129,6 +129,8 @@ class Codec:
         self._simple_crc = zlib.crc32(simple)
         # Nothing is as long as what has a seal, or no header.
         self._simple_from = _LARGE if secrets or plain else _HEADER.size
+        self._simple_to = min(_LARGE, max_bytes + 1)
+        self._simple_below = 0 if secrets or plain else self._compress
 
     def encode(self, key: str, entry: Entry, shift: float = 0.0) -> bytes:
         """The entry as bytes, for this key alone.
@@ -142,9 +144,38 @@ class Codec:
             EncodeError: The value would not come back equal, or is too large.
             ConfigError: Plain values have neither tags nor grace.
         """
-        body = self._serializer.dumps(entry.value)
+        return self._encoded(key, self._body(entry.value), entry, shift)
+
+    def encode_fresh(self, name: bytes, value: Any, now: float, ttl: float | None) -> bytes:
+        """What `encode` makes of an entry that is made now and of which a ttl says all.
+
+        Args:
+            name: The whole key in UTF-8.
+            value: The value.
+            now: Seconds since 1970 by the clock of the store.
+            ttl: Seconds that it is fresh; ``None`` for ever.
+
+        Raises:
+            EncodeError: The value would not come back equal, or is too large.
+        """
+        body = self._body(value)
+        fresh = _FOREVER if ttl is None else int(ttl * _SPAN_TICKS)
+        if len(body) >= self._simple_below or fresh > _LONGEST:
+            until = math.inf if ttl is None else now + ttl
+            entry = Entry(value=None, created_at=now, fresh_until=until, expires_at=until)
+            return self._encoded(name.decode(), body, entry, 0.0)
+        made = int(now * _TICKS)
+        check = _crc32(body, _crc32(name, _crc32(_pack_length(len(name)), self._simple_crc)))
+        head = self._simple, made >> 32, made & 0xFFFFFFFF, fresh >> 32, fresh & 0xFFFFFFFF, check
+        return _SIMPLE.pack(*head) + body
+
+    def _body(self, value: Any) -> bytes:
+        body = self._serializer.dumps(value)
         if len(body) > self.max_bytes:
             raise EncodeError(f"a value of {len(body):,} bytes is more than max_bytes={self.max_bytes:,}")
+        return body
+
+    def _encoded(self, key: str, body: bytes, entry: Entry, shift: float) -> bytes:
         if self.plain:
             if entry.tags or entry.expires_at != entry.fresh_until:
                 raise ConfigError("codec: plain values have neither tags nor grace")
@@ -238,16 +269,13 @@ class Codec:
             data: The bytes.
             now: Seconds since 1970 by the clock of the store.
         """
-        if not self._simple_from < len(data) < _LARGE or len(data) > self.max_bytes:
+        if not self._simple_from < len(data) < self._simple_to:
             return None
-        head, m1, m0, f1, f0, check = _SIMPLE.unpack_from(data)
-        if head != self._simple:
-            return None
-        span = (f1 << 32) | f0
-        if span != _FOREVER and m1 * 65_536.0 + m0 / _TICKS + span / _SPAN_TICKS <= now:
-            return None
-        body = data[_HEADER.size :]
-        if zlib.crc32(body, zlib.crc32(name, zlib.crc32(_LENGTH.pack(len(name)), self._simple_crc))) != check:
+        head, m1, m0, f1, f0, check = _unpack_simple(data)
+        if head != self._simple or m1 * 65_536.0 + m0 / 65_536.0 + f1 * 4_194_304.0 + f0 / 1_024.0 <= now:
+            return None  # one that is fresh for ever is so for 34 years at least
+        body = data[24:]
+        if _crc32(body, _crc32(name, _crc32(_pack_length(len(name)), self._simple_crc))) != check:
             return None
         return (self._loads(body),)
 
@@ -323,6 +351,9 @@ class Codec:
 
 _SIMPLE: Final = Struct(">IHIBI5xI")  # the header, without a grace
 _LENGTH: Final = Struct(">I")
+_unpack_simple: Final = _SIMPLE.unpack_from
+_pack_length: Final = _LENGTH.pack
+_crc32: Final = zlib.crc32
 _LARGE: Final = 65_536  # bytes from which a view is cheaper than a copy
 
 

@@ -133,6 +133,7 @@ class Terms:
     Attributes:
         ordinary: Whether a ttl says all there is to say about an entry stored on these terms.
         patient: Whether callers wait as long as the load takes.
+        plain: Whether a fresh value in a remote store is all that a caller needs to know of it.
         template: What the keys are made from, where that is known.
         shape: That of the values' type, where it is known: between values and the plain data of a remote store.
     """
@@ -153,12 +154,14 @@ class Terms:
     tags: tuple[str, ...]
     ordinary: bool = field(default=False, init=False)
     patient: bool = field(default=True, init=False)
+    plain: bool = field(default=True, init=False)
     template: str | None = None
     shape: Any = None
 
     def __post_init__(self) -> None:
         """Work out what is asked at every load."""
         self.patient = self.soft_timeout is None and self.hard_timeout is None
+        self.plain = self.patient and self.refresh_ahead is None and self.shape is None
         self.ordinary = not (
             self.ttl_of
             or self.grace

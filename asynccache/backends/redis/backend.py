@@ -21,9 +21,10 @@ from asynccache.backends.redis.pool import Pool
 from asynccache.backends.redis.raw import RawRedis
 from asynccache.backends.redis.replies import foreign, told
 from asynccache.backends.redis.scripts import DELETE, LEASE_BYTES, LEASE_MAGIC, PUT_IF, SWAP, TOUCH
+from asynccache.backends.redis.shortcut import RedisShortcut, first_chunk, store_small
 from asynccache.backends.redis.times import milliseconds
 from asynccache.backends.redis.tracker import Tracker
-from asynccache.backends.redis.wire import KEPT, Wire, pack
+from asynccache.backends.redis.wire import Wire, pack
 from asynccache.backends.redis.writing import change
 from asynccache.clock import Clock, SystemClock
 from asynccache.codec import Codec
@@ -59,6 +60,7 @@ class RedisBackend:
         self._latest: tuple[AbstractEventLoop | None, Pool | None] = (None, None)
         self._closed = False
         self.leases = None if self.codec.plain else RedisLeases(self)
+        self.shortcut = None if self.codec.plain else RedisShortcut(self)
         self.health = Condition(self)
         self.raw = RawRedis(self)
         self._plain = PlainValues(self)
@@ -75,22 +77,6 @@ class RedisBackend:
 
     # What caches ask
 
-    async def shortcut(self, key: str) -> tuple[Any] | Entry | None:
-        """The value of an entry of which it says all, or what `get` returns."""
-        name = key.encode()
-        pool = self.pool()
-        if self.intents.keys or pool.large_writes:
-            await self.settle(pool, (name,))
-        link = pool.link(name)
-        command = pack((b"GETRANGE", name, 0, CHUNK - 1))
-        data = await link.ask(command)
-        if type(data) is bytes:
-            clock = self.clock
-            found = self.codec.plain_value(name, data, clock.monotonic() + clock.epoch + pool.offset)
-            if found is not None:
-                return found
-        return await self._found(pool, link, key, name, command, data)
-
     async def get(self, key: str) -> Entry | None:
         """The entry, fresh or stale, or ``None``."""
         if self.codec.plain:
@@ -100,16 +86,13 @@ class RedisBackend:
         if self.intents.keys or pool.large_writes:
             await self.settle(pool, (name,))
         link = pool.link(name)
-        command = pack((b"GETRANGE", name, 0, CHUNK - 1))
-        return await self._found(pool, link, key, name, command, await link.ask(command))
+        return await self.found(pool, link, key, name, await link.ask(first_chunk(name)))
 
-    async def _found(self, pool: Pool, link: Link, key: str, name: bytes, command: bytes, data: Any) -> Entry | None:
-        """What has been found under a key, by the reply to a command."""
-        if self.codec.plain:
-            return (await self._plain.get_many([key])).get(key)
+    async def found(self, pool: Pool, link: Link, key: str, name: bytes, data: Any) -> Entry | None:
+        """What has been found under a key, by the reply to the question for its first chunk."""
         if type(data) is not bytes:
             try:
-                data = await pool.again(link, data, command)
+                data = await pool.again(link, data, first_chunk(name))
             except BackendError as error:
                 self.reports.tell("an entry could not be read", foreign(error))
                 return None
@@ -159,7 +142,6 @@ class RedisBackend:
         """Store it, if the condition holds."""
         name = key.encode()
         pool = self.pool()
-        link = pool.link(name)
         if not pool.met:
             await self._meet(pool, name)
         if (only_if is not None and self.intents.keys) or pool.large_writes:
@@ -178,17 +160,7 @@ class RedisBackend:
         if len(data) >= CHUNK:
             await put(self, pool, name, data, left)
             return True
-        command = pack((b"SET", name, data) if left == "" else (b"SET", name, data, b"PX", left))
-        if self.intents.keys:
-            self.intents.superseded((name,))  # what is repaid was sent before this command, or is not any more
-        try:
-            reply = await link.ask(command, KEPT)
-            if type(reply) is not bytes:
-                await pool.again(link, reply, command)
-        except BaseException:
-            self.owe(pool, (name,))
-            raise
-        return True
+        return await store_small(self, pool, name, data, left)
 
     async def set_many(self, entries: Mapping[str, Entry]) -> None:
         """Store all, in one round trip."""

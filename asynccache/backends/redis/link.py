@@ -71,6 +71,7 @@ class Link:
     Attributes:
         address: Where it was found last.
         offset: Seconds by which the server's clock is ahead of the cache's.
+        send: As `Wire.ask`, as long as the connection is good; else as `ask`.
         tracking: Whether the server tells of keys that change.
         attempts: How often a connection was tried.
     """
@@ -100,6 +101,7 @@ class Link:
         self.offset = 0.0
         self.tracking = False
         self.attempts = 0
+        self.send: Callable[..., Asked] = self.ask
 
     def ask(
         self,
@@ -238,6 +240,7 @@ class Link:
                 self._breaker.succeeded()
                 self._keeper = asyncio.current_task()
                 wire.open()
+                self.send = wire.ask
                 await self._keep(wire)
         except (OSError, BackendError) as error:  # TimeoutError is one too
             failure = _failure(error)
@@ -303,6 +306,7 @@ class Link:
         if isinstance(error, BackendTimeout) or (wire is not None and not wire.proved and not self._given_up):
             self._breaker.failed()  # silent, or lost before it was good for anything
         self.tracking = False
+        self.send = self.ask
         keeper, self._keeper = self._keeper, None
         if keeper is not None:
             self._background.cancel(keeper)

@@ -190,8 +190,8 @@ class Wire(Protocol):
             command, asked, deadline, extra = waiting.popleft()
             if asked.done() and extra != KEPT:  # cancelled: it was never sent
                 continue
-            for _ in range(extra):
-                in_air.append((None, deadline))
+            if extra > 0:
+                in_air.extend([(None, deadline)] * extra)
             in_air.append((asked, deadline))
             room -= 1
             sent += 1
