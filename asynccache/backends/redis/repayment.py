@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from contextvars import Context
 from functools import partial
 from typing import Any, Final, Protocol, final
@@ -17,6 +18,7 @@ from asynccache.errors import BackendError
 __all__ = ["Repayment", "Servers"]
 
 _PAUSE_SECONDS: Final = 0.25
+_CLOSING_SECONDS: Final = 0.25
 _MOST_AT_ONCE: Final = 500
 _LOAD: Final = pack(("SCRIPT", "LOAD", RELEASE.source))
 
@@ -93,10 +95,16 @@ class Repayment:
                 told(reply)
 
     async def at_closing(self) -> None:
-        """Pay all, as far as that can be."""
+        """Pay all, as far as that can be; leases lapse by themselves, and are not waited for as long as deletions."""
         debts = self._intents.some()
-        if debts:
-            await self._pay(debts)
+        deletions = [debt for debt in debts if debt.token is None]
+        leases = [debt for debt in debts if debt.token is not None]
+        if deletions:
+            await self._pay(deletions)
+        if leases:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_CLOSING_SECONDS):
+                    await self._pay(leases)
 
     async def at_opening(self, link: Link, wire: Wire) -> None:
         """Pay what is owed to a server, before anybody reads there."""
