@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from waiting import comes
 
 from asynccache import BackendError, BackendTimeout, BackendUnavailable, Cache, ConfigError, Entry
-from asynccache.backends.file import FileBackend, place, table
+from asynccache.backends.file import FileBackend, desks, place, table
 from asynccache.backends.file.backend import after
 from asynccache.backends.file.desks import Reader, Writer
 from asynccache.codec import Codec
@@ -522,6 +522,63 @@ async def test_the_log_is_moved_into_the_database(tmp_path: Path) -> None:
             await store.set(f"k{number % 7}", entry(os.urandom(500_000)))
             await asyncio.sleep(0)
         assert (path / f"{DATABASE}-wal").stat().st_size < 40_000_000
+
+
+async def test_the_log_is_moved_when_it_has_grown_and_not_at_every_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once it has been long, each write does not have all of it moved again."""
+    moves = 0
+
+    def counted(connection: sqlite3.Connection) -> None:
+        nonlocal moves
+        moves += 1
+        checkpoint(connection)
+
+    checkpoint = desks._checkpoint
+    monkeypatch.setattr(desks, "_checkpoint", counted)
+    async with opened(tmp_path / "store", codec=Codec("bytes")) as store:
+        for number in range(40):
+            await store.set(f"k{number % 7}", entry(os.urandom(500_000)))
+        await comes(lambda: moves)
+        await store.set("key", entry(b""))  # begins the log anew
+        await store.set("key", entry(b""))
+        before = moves
+        for _ in range(100):
+            await store.set("key", entry(b""))
+        assert moves == before
+
+
+@pytest.mark.parametrize("safely", [False, True])
+async def test_nobody_writes_while_the_log_is_moved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, safely: bool
+) -> None:
+    """An older SQLite may lose what is written into a log that is begun anew while it is moved."""
+    kept_out: list[bool] = []
+
+    def looking(connection: sqlite3.Connection) -> None:
+        other = sqlite3.connect(path / DATABASE, timeout=0, isolation_level=None)
+        try:
+            other.execute("begin immediate")
+            kept_out.append(False)
+        except sqlite3.OperationalError:
+            kept_out.append(True)
+        finally:
+            other.close()
+        connection.execute("pragma wal_checkpoint(passive)").fetchall()
+
+    monkeypatch.setattr(desks, "_checkpoint", looking)
+    monkeypatch.setattr(desks, "_RESETS_SAFELY", safely)
+    path = tmp_path / "store"
+    async with opened(path, codec=Codec("bytes")) as store:
+        for number in range(20):
+            await store.set(f"k{number % 7}", entry(os.urandom(500_000)))
+        await comes(lambda: kept_out)
+        assert (await store.get("k5")) is not None
+    if not safely:
+        assert set(kept_out) == {True}
+    else:
+        assert False in kept_out
 
 
 @pytest.mark.parametrize("size", [0, 1, 16_383, 16_384, 65_535, 65_536, 300_000, 3_000_000])

@@ -24,6 +24,7 @@ _WRITE_TRIES: Final = 8_000
 _WRITE_PAUSE: Final = 0.000_5
 _REOPEN_SECONDS: Final = 0.25
 _CHECKPOINT_BYTES: Final = 8 * 1_024 * 1_024
+_RESETS_SAFELY: Final = sqlite3.sqlite_version_info >= (3, 51, 3)
 
 Report = Callable[[str, BaseException], object]
 
@@ -202,7 +203,7 @@ class Writer(_Desk):
     def serve(self, jobs: Sequence[Job]) -> None:
         """Do the jobs. What fails with one of them is tried with each alone: a full disk takes a deletion."""
         try:
-            self.guarded(partial(self._transact, partial(self._work, jobs)))
+            self.guarded(partial(_transact, partial(self._work, jobs)))
         except (sqlite3.Error, OSError) as error:
             if len(jobs) == 1 or not isinstance(error, sqlite3.Error) or _code(error) in _BUSY:
                 fail(jobs, error)
@@ -212,25 +213,6 @@ class Writer(_Desk):
                 self.serve([job])
             return
         self._upkeep.wrote(len(jobs), sum([job.weight for job in jobs]))
-
-    def _transact(self, work: Callable[[sqlite3.Connection], Any], connection: sqlite3.Connection) -> Any:
-        for _ in range(_WRITE_TRIES):
-            try:
-                connection.execute("begin immediate")
-                break
-            except sqlite3.OperationalError as error:
-                if _code(error) not in _BUSY:
-                    raise
-            time.sleep(_WRITE_PAUSE)
-        else:
-            raise TimeoutError("the database is held by another process")
-        try:
-            result = work(connection)
-            connection.execute("commit")
-            return result
-        finally:
-            if connection.in_transaction:
-                connection.execute("rollback")
 
     def _work(self, jobs: Sequence[Job], connection: sqlite3.Connection) -> None:
         leased = connection.execute("select exists (select 1 from leases)").fetchone()[0]
@@ -260,7 +242,7 @@ class Writer(_Desk):
         try:
             if self.connection is None:
                 return None
-            pause: float = self.guarded(partial(self._upkeep.step, self._transact))
+            pause: float = self.guarded(partial(self._upkeep.step, _transact))
             if self.shop.place.written() > _CHECKPOINT_BYTES:
                 self._checkpoint()
             return pause
@@ -272,18 +254,60 @@ class Writer(_Desk):
 
 @final
 class Checkpoints(_Desk):
-    """Moves what was written from the log into the database, in a thread of its own: the disk may take its time."""
+    """Moves what was written from the log into the database, in a thread of its own: the disk may take its time.
+
+    Before 3.51.3 SQLite may take a log that somebody begins anew while it is moved for one that has been moved, and
+    lose what is in it (its "WAL-reset bug"). There another connection keeps writers out meanwhile.
+    """
+
+    def __init__(self, shop: Shop) -> None:
+        super().__init__(shop)
+        self._keeping_out = None if _RESETS_SAFELY else _Desk(shop, busy_milliseconds=0)
 
     def serve(self, jobs: Sequence[Job]) -> None:
         """Once for all who ask."""
         try:
-            self.guarded(lambda connection: connection.execute("pragma wal_checkpoint(passive)").fetchall())
+            if self._keeping_out is None:
+                self.guarded(_checkpoint)
+            else:
+                self._keeping_out.guarded(partial(_transact, lambda _: self.guarded(_checkpoint)))
         except (sqlite3.Error, OSError) as error:
             self.shop.report("the log could not be moved into the database", translated(error))
+
+    def close(self) -> None:
+        """Close the connections."""
+        super().close()
+        if self._keeping_out is not None:
+            self._keeping_out.close()
 
     def rest(self) -> float | None:
         """Nothing is done between batches."""
         return None
+
+
+def _checkpoint(connection: sqlite3.Connection) -> None:
+    connection.execute("pragma wal_checkpoint(passive)").fetchall()
+
+
+def _transact(work: Callable[[sqlite3.Connection], Any], connection: sqlite3.Connection) -> Any:
+    """The work's result, in a transaction that may write."""
+    for _ in range(_WRITE_TRIES):
+        try:
+            connection.execute("begin immediate")
+            break
+        except sqlite3.OperationalError as error:
+            if _code(error) not in _BUSY:
+                raise
+        time.sleep(_WRITE_PAUSE)
+    else:
+        raise TimeoutError("the database is held by another process")
+    try:
+        result = work(connection)
+        connection.execute("commit")
+        return result
+    finally:
+        if connection.in_transaction:
+            connection.execute("rollback")
 
 
 def fail(jobs: Sequence[Job], error: sqlite3.Error | OSError) -> None:

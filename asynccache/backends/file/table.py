@@ -60,6 +60,7 @@ _AT_ONCE: Final = 256  # keys of one statement
 _TOGETHER: Final = 65_536  # bytes of an entry that is read by itself, not put together with others
 _ROWS: Final = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)  # of one statement: few statements are ever prepared
 _TOGETHER_WRITTEN: Final = 16_384
+_LOG_BYTES: Final = 1_048_576  # that the log keeps when it begins anew: what it has grown by is what is not moved yet
 
 
 def ticks(seconds: float) -> int:
@@ -94,6 +95,7 @@ def prepare(connection: sqlite3.Connection, *, synchronous: str, counted: bool) 
     """
     connection.execute(f"pragma synchronous = {synchronous}")
     connection.execute("pragma wal_autocheckpoint = 0")
+    connection.execute(f"pragma journal_size_limit = {_LOG_BYTES}")
     connection.execute("pragma trusted_schema = off")
     connection.execute("pragma cache_size = -8000")
     made = connection.execute("pragma user_version").fetchone()[0]
