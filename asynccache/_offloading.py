@@ -1,5 +1,6 @@
 """Encoding and decoding by a codec: of small values here and now, of large ones in a thread."""
 
+from collections.abc import Sequence
 from itertools import islice
 from typing import Any, Final
 
@@ -8,7 +9,7 @@ from anyio import to_thread
 from asynccache.codec import Codec
 from asynccache.entry import Entry
 
-__all__ = ["decoded", "encoded", "is_large"]
+__all__ = ["decoded", "encoded", "is_large", "joined"]
 
 # Bytes from which a value is encoded and decoded in a thread. Below, a thread costs the loop more than it spares: JSON
 # holds the interpreter's lock all the while, lz4 and hashing do not.
@@ -22,11 +23,18 @@ async def encoded(codec: Codec, key: str, entry: Entry, shift: float = 0.0) -> b
     return codec.encode(key, entry, shift)
 
 
-async def decoded(codec: Codec, key: str, data: bytes, shift: float = 0.0) -> Entry:
+async def decoded(codec: Codec, key: str, data: bytes, shift: float = 0.0, more: Sequence[bytes] = ()) -> Entry:
     """The entry that the bytes stand for; see `Codec.decode`."""
-    if codec.size(data) < _LARGE:
-        return codec.decode(key, data, shift)
-    return await to_thread.run_sync(codec.decode, key, data, shift, abandon_on_cancel=True)
+    if codec.size(data) + sum(map(len, more)) < _LARGE:
+        return codec.decode(key, data, shift, more)
+    return await to_thread.run_sync(codec.decode, key, data, shift, more, abandon_on_cancel=True)
+
+
+async def joined(parts: Sequence[bytes]) -> bytes:
+    """The parts as one; copying much memory takes milliseconds, but not the interpreter's lock."""
+    if sum(map(len, parts)) < _LARGE:
+        return b"".join(parts)
+    return await to_thread.run_sync(b"".join, parts, abandon_on_cancel=True)
 
 
 def is_large(value: Any) -> bool:

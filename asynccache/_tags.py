@@ -18,6 +18,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from typing import Final, final
 
+from asynccache._layout import TAG_RECORD
 from asynccache._life import Life
 from asynccache.backend import Backend
 from asynccache.entry import Entry
@@ -113,12 +114,9 @@ def _version() -> str:
 
 def tag_of(key: str) -> str | None:
     """The tag whose record the key is, if it is one."""
-    return key.removesuffix(_RECORD) if key.endswith(_RECORD) else None
-
-
-_RECORD: Final = "\0\0tag"  # neither a key nor the name of a view has two NULs in a row: a record is nobody's key
+    return key.removesuffix(TAG_RECORD) if key.endswith(TAG_RECORD) else None
 
 
 def record_key(tag: str) -> str:
     """The key of a tag's record on a remote store."""
-    return tag + _RECORD
+    return tag + TAG_RECORD

@@ -20,6 +20,8 @@
                      associated data
     binding        bytes 0-3, the tags as above, the whole key's length (4 bytes) and the whole key in UTF-8
 
+The record of a tag, whose key ends in two NULs and ``tag``, has the tag's version as a text, whatever the serializer.
+
 The times are bound by neither checksum nor signature, so that a store can give an entry new ones without its secrets.
 The *whole key* is that of the store, the namespace in front: an entry that is moved to another key is none. Secrets
 are derived from the user's by BLAKE2b, one for signing and one for encryption.
@@ -27,13 +29,26 @@ are derived from the user's by BLAKE2b, one for signing and one for encryption.
 
 import math
 import zlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from struct import Struct
 from struct import error as StructError
 from typing import Any, Final, final
 
 import lz4.block  # type: ignore[import-untyped]
 
+from asynccache._layout import (
+    FOREVER,
+    LATEST,
+    LONGEST,
+    SPAN_TICKS,
+    TAG_RECORD,
+    TICKS,
+    binding,
+    spans,
+    tags_bytes,
+    tags_from,
+    utf8,
+)  # fmt: skip
 from asynccache._seals import MAC_BYTES, Encryption, Seal, Signature, secret_of
 from asynccache.entry import Entry
 from asynccache.errors import ConfigError, DecodeError, EncodeError
@@ -50,11 +65,6 @@ _SEALED: Final = _SIGNED | _ENCRYPTED
 _HEADER: Final = Struct(">BBBBHIBIBII")
 _TIMES: Final = Struct(">BIBI")
 _TIMES_AT: Final = 10
-_TICKS: Final = 65_536.0
-_SPAN_TICKS: Final = 1_024.0
-_LATEST: Final = 2**48 - 1
-_LONGEST: Final = 2**40 - 2  # 34 years
-_FOREVER: Final = 2**40 - 1
 _MOST_EXPANSION: Final = 255  # of an lz4 block: a longer run than this takes another byte
 _MOST_UNPACKED: Final = 0x7E000000  # LZ4_MAX_INPUT_SIZE
 _DEFAULT_COMPRESS: Final = 1_024
@@ -80,8 +90,8 @@ class Codec:
     """
 
     __slots__ = (
-        "_compress", "_digits", "_loads", "_number", "_sealing", "_seals", "_serializer", "_simple", "_simple_below",
-        "_simple_crc", "_simple_from", "_simple_to", "max_bytes", "plain",
+        "_compress", "_digits", "_loads", "_number", "_records", "_sealing", "_seals", "_serializer", "_simple",
+        "_simple_below", "_simple_crc", "_simple_from", "_simple_to", "max_bytes", "plain",
     )  # fmt: skip
 
     def __init__(
@@ -120,6 +130,10 @@ class Codec:
         self._loads = serializer.loads
         self._digits = isinstance(serializer, JsonSerializer)
         self._compress = math.inf if compress is None or plain else compress
+        # A tag's version is text, whatever the values are.
+        self._records = (
+            None if plain or serializer.number == StrSerializer.number else Codec("str", keys=keys, encrypt=encrypt)
+        )
         self._seals: list[Seal] = [(Encryption if encrypt else Signature)(secret) for secret in secrets]
         self._sealing = 0 if not secrets else _ENCRYPTED if encrypt else _SIGNED
         self.max_bytes = max_bytes
@@ -144,6 +158,8 @@ class Codec:
             EncodeError: The value would not come back equal, or is too large.
             ConfigError: Plain values have neither tags nor grace.
         """
+        if self._records is not None and key.endswith(TAG_RECORD):
+            return self._records.encode(key, entry, shift)
         return self._encoded(key, self._body(entry.value), entry, shift)
 
     def encode_fresh(self, name: bytes, value: Any, now: float, ttl: float | None) -> bytes:
@@ -159,12 +175,12 @@ class Codec:
             EncodeError: The value would not come back equal, or is too large.
         """
         body = self._body(value)
-        fresh = _FOREVER if ttl is None else int(ttl * _SPAN_TICKS)
-        if len(body) >= self._simple_below or fresh > _LONGEST:
+        fresh = FOREVER if ttl is None else int(ttl * SPAN_TICKS)
+        if len(body) >= self._simple_below or fresh > LONGEST:
             until = math.inf if ttl is None else now + ttl
             entry = Entry(value=None, created_at=now, fresh_until=until, expires_at=until)
             return self._encoded(name.decode(), body, entry, 0.0)
-        made = int(now * _TICKS)
+        made = int(now * TICKS)
         check = _crc32(body, _crc32(name, _crc32(_pack_length(len(name)), self._simple_crc)))
         head = self._simple, made >> 32, made & 0xFFFFFFFF, fresh >> 32, fresh & 0xFFFFFFFF, check
         return _SIMPLE.pack(*head) + body
@@ -181,11 +197,11 @@ class Codec:
                 raise ConfigError("codec: plain values have neither tags nor grace")
             return body
         if len(body) < self._compress and not (self._seals or entry.tags or entry.typed):  # what most entries are
-            whole = _utf8(key)
+            whole = utf8(key)
             check = zlib.crc32(body, zlib.crc32(whole, zlib.crc32(_LENGTH.pack(len(whole)), self._simple_crc)))
             return self._header(0, entry, shift, check) + body
         flags = self._sealing
-        if self._compress <= len(body) <= _MOST_UNPACKED:
+        if self._compress <= len(body) <= _MOST_UNPACKED and _shrinks(body):
             packed: bytes = lz4.block.compress(body, store_size=False)
             if len(packed) + 4 < len(body):
                 body = len(body).to_bytes(4, "big") + packed
@@ -195,32 +211,40 @@ class Codec:
         tags = b""
         if entry.tags:
             flags |= _TAGS
-            tags = _tags_bytes(entry.tags)
-        binding = _binding(bytes((_MAGIC, _VERSION, self._number, flags)), tags, key)
+            tags = tags_bytes(entry.tags)
+        bound = binding(bytes((_MAGIC, _VERSION, self._number, flags)), tags, key)
         check = 0
         if self._seals:
-            body = self._seals[0].seal(binding, body)
+            body = self._seals[0].seal(bound, body)
         else:
-            check = zlib.crc32(body, zlib.crc32(binding))
+            check = zlib.crc32(body, zlib.crc32(bound))
         return b"".join((self._header(flags, entry, shift, check), tags, body))
 
     def _header(self, flags: int, entry: Entry, shift: float, check: int) -> bytes:
-        made = min(max(int((entry.created_at + shift) * _TICKS), 0), _LATEST)
-        fresh, grace = _spans(made, entry.fresh_until + shift, entry.expires_at + shift)
+        made = min(max(int((entry.created_at + shift) * TICKS), 0), LATEST)
+        fresh, grace = spans(made, entry.fresh_until + shift, entry.expires_at + shift)
         return _HEADER.pack(
             _MAGIC, _VERSION, self._number, flags,
             made >> 32, made & 0xFFFFFFFF, fresh >> 32, fresh & 0xFFFFFFFF, grace >> 32, grace & 0xFFFFFFFF, check,
         )  # fmt: skip
 
-    def decode(self, key: str, data: bytes, shift: float = 0.0) -> Entry:
-        """The entry that the bytes stand for, under this key; a plain one without its times. For ``shift`` see
-        `encode`.
+    def decode(self, key: str, data: bytes, shift: float = 0.0, more: Sequence[bytes] = ()) -> Entry:
+        """The entry that the bytes stand for, under this key; a plain one without its times.
+
+        Args:
+            key: The whole key.
+            data: The bytes, or the first of them: at least the header and the tags.
+            shift: As in `encode`.
+            more: The rest of them.
 
         Raises:
             DecodeError: They are damaged, of another version, format, serializer or key, or not signed as they should
                 be.
         """
+        if self._records is not None and key.endswith(TAG_RECORD):
+            return self._records.decode(key, data, shift, more)
         if self.plain:
+            data = b"".join((data, *more))
             if len(data) > self.max_bytes:
                 raise DecodeError("the value is larger than max_bytes")
             return Entry(value=self._loads(data), created_at=0.0)
@@ -237,21 +261,23 @@ class Codec:
         if flags & _SEALED != self._sealing:
             raise DecodeError("the entry is not signed or encrypted as it should be")
         tags: Mapping[str, str] | None = None
-        if not flags and len(data) < min(_LARGE, self.max_bytes):  # most entries, without a call more than it takes
-            whole, body = _utf8(key), data[_HEADER.size :]
+        if not (flags or more) and len(data) < min(
+            _LARGE, self.max_bytes
+        ):  # most entries, without a call more than it takes
+            whole, body = utf8(key), data[_HEADER.size :]
             if zlib.crc32(body, zlib.crc32(b"".join((data[:4], len(whole).to_bytes(4, "big"), whole)))) != check:
                 raise DecodeError("the bytes of an entry are damaged, or another key's")
             value = self._loads(body)
         else:
             start = _HEADER.size
             if flags & _TAGS:
-                tags, start = _tags_from(data, start)
-            value = self._value(key, data, start, flags, check)
+                tags, start = tags_from(data, start)
+            value = self._value(key, data, start, flags, check, more)
         made = (m1 << 32) | m0
         fresh, grace = (f1 << 32) | f0, (g1 << 32) | g0
-        created_at = made / _TICKS - shift
-        fresh_until = math.inf if fresh == _FOREVER else created_at + fresh / _SPAN_TICKS
-        expires_at = math.inf if _FOREVER in (fresh, grace) else created_at + (fresh + grace) / _SPAN_TICKS
+        created_at = made / TICKS - shift
+        fresh_until = math.inf if fresh == FOREVER else created_at + fresh / SPAN_TICKS
+        expires_at = math.inf if FOREVER in (fresh, grace) else created_at + (fresh + grace) / SPAN_TICKS
         typed = flags & _TYPED != 0
         if tags is None:
             return Entry(
@@ -286,7 +312,7 @@ class Codec:
         start = _HEADER.size
         if data[3] & _TAGS:
             try:
-                start = _tags_from(data, start)[1]
+                start = tags_from(data, start)[1]
             except DecodeError:
                 return len(data)
         if data[3] & _SIGNED:
@@ -298,7 +324,7 @@ class Codec:
         if self.plain:
             return data
         made = int.from_bytes(data[4:10], "big")
-        fresh, grace = _spans(made, fresh_until, expires_at)
+        fresh, grace = spans(made, fresh_until, expires_at)
         times = _TIMES.pack(fresh >> 32, fresh & 0xFFFFFFFF, grace >> 32, grace & 0xFFFFFFFF)
         return data[:_TIMES_AT] + times + data[_TIMES_AT + _TIMES.size :]
 
@@ -307,20 +333,22 @@ class Codec:
         flags; ``None`` where it cannot, because whole numbers are not digits or are sealed."""
         if self._sealing or self.plain or not self._digits:
             return None
-        return zlib.crc32(_binding(bytes((_MAGIC, _VERSION, self._number, 0)), b"", key))
+        return zlib.crc32(binding(bytes((_MAGIC, _VERSION, self._number, 0)), b"", key))
 
     def __repr__(self) -> str:
         sealed = {_SIGNED: ", signed", _ENCRYPTED: ", encrypted"}.get(self._sealing, "")
         return f"<Codec {self._serializer.name}{sealed}{', plain' if self.plain else ''}>"
 
-    def _value(self, key: str, data: bytes, start: int, flags: int, check: int) -> Any:
-        body: bytes | memoryview = data[start:] if len(data) < _LARGE else memoryview(data)[start:]
-        binding = _binding(data[:4], data[_HEADER.size : start], key)
+    def _value(self, key: str, data: bytes, start: int, flags: int, check: int, more: Sequence[bytes]) -> Any:
+        body: bytes | memoryview = data[start:] if more or len(data) < _LARGE else memoryview(data)[start:]
+        if more:
+            body = b"".join((body, *more))  # of bytes alone: so much of them is copied without the interpreter's lock
+        bound = binding(data[:4], data[_HEADER.size : start], key)
         if self._sealing:
             if check:
                 raise DecodeError("the bytes of an entry are damaged")
-            body = self._opened(binding, body)
-        elif zlib.crc32(body, zlib.crc32(binding)) != check:
+            body = self._opened(bound, body)
+        elif zlib.crc32(body, zlib.crc32(bound)) != check:
             raise DecodeError("the bytes of an entry are damaged, or another key's")
         if flags & _LZ4:
             body = self._unpacked(body)
@@ -328,9 +356,9 @@ class Codec:
             raise DecodeError("the value is larger than max_bytes")
         return self._loads(body)
 
-    def _opened(self, binding: bytes, body: bytes | memoryview) -> bytes | memoryview:
+    def _opened(self, bound: bytes, body: bytes | memoryview) -> bytes | memoryview:
         for seal in self._seals:
-            opened = seal.open(binding, body)
+            opened = seal.open(bound, body)
             if opened is not None:
                 return opened
         raise DecodeError("an entry's signature is not right")
@@ -355,6 +383,7 @@ _unpack_simple: Final = _SIMPLE.unpack_from
 _pack_length: Final = _LENGTH.pack
 _crc32: Final = zlib.crc32
 _LARGE: Final = 65_536  # bytes from which a view is cheaper than a copy
+_SAMPLE: Final = 65_536
 
 
 def codec_of(given: Any) -> Codec:
@@ -398,48 +427,9 @@ def _serializer_named(name: str, *, signed: bool, plain: bool) -> Serializer:
     return PickleSerializer()
 
 
-def _binding(head: bytes, tags: bytes, key: str) -> bytes:
-    whole = _utf8(key)
-    return b"".join((head, tags, len(whole).to_bytes(4, "big"), whole))
-
-
-def _utf8(text: str) -> bytes:
-    try:
-        return text.encode()
-    except UnicodeEncodeError:
-        raise EncodeError("a key or a tag with a lone surrogate has no UTF-8") from None
-
-
-def _spans(made: int, fresh_until: float, expires_at: float) -> tuple[int, int]:
-    """How long an entry is fresh, and its grace after that, never more than it should."""
-    if fresh_until == math.inf:
-        return _FOREVER, _FOREVER
-    created_at = made / _TICKS
-    fresh = min(max(int((fresh_until - created_at) * _SPAN_TICKS), 0), _LONGEST)
-    if expires_at == math.inf:
-        return fresh, _FOREVER
-    return fresh, min(max(int((expires_at - created_at) * _SPAN_TICKS) - fresh, 0), _LONGEST)
-
-
-def _tags_bytes(tags: Mapping[str, str]) -> bytes:
-    texts: Collection[bytes] = [_utf8(text) for pair in tags.items() for text in pair]
-    if len(tags) > 0xFFFF or max(map(len, texts)) > 0xFFFF:
-        raise EncodeError("an entry has too many tags, or too long ones")
-    return len(tags).to_bytes(2, "big") + b"".join([len(text).to_bytes(2, "big") + text for text in texts])
-
-
-def _tags_from(data: bytes, start: int) -> tuple[Mapping[str, str], int]:
-    """The tags, and where they end."""
-    count = int.from_bytes(data[start : start + 2], "big")
-    start += 2
-    texts = []
-    for _ in range(2 * count):
-        end = start + 2 + int.from_bytes(data[start : start + 2], "big")
-        if end > len(data):
-            raise DecodeError("the tags of an entry are damaged")
-        try:
-            texts.append(data[start + 2 : end].decode())
-        except UnicodeDecodeError as error:
-            raise DecodeError("the tags of an entry are damaged") from error
-        start = end
-    return dict(zip(texts[::2], texts[1::2], strict=True)), start
+def _shrinks(body: bytes) -> bool:
+    """Whether it is worth a try to compress all: of much, a few parts say it, and nothing waits for a copy in vain."""
+    if len(body) < 16 * _SAMPLE:
+        return True
+    sample = b"".join([body[at : at + _SAMPLE] for at in range(0, len(body), len(body) // 4)])
+    return len(lz4.block.compress(sample, store_size=False)) < 0.95 * len(sample)

@@ -24,6 +24,7 @@ import pytest
 from golden.make import KEY, KINDS, described, entry_of, main
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stores import emptied
 
 from asynccache import Cache, ConfigError, DecodeError, EncodeError, Entry
 from asynccache.backends.file import FileBackend
@@ -822,3 +823,39 @@ def test_the_size_of_a_sealed_value_is_known_too() -> None:
     damaged = bytearray(Codec().encode("key", entry("x" * 100_000, tags={"red": "1"})))
     damaged[24:26] = b"\xff\xff"
     assert Codec().size(bytes(damaged)) == len(damaged)
+
+
+class Numbers:
+    """A serializer of a user's, which keeps nothing but whole numbers."""
+
+    name, number = "numbers", 200
+
+    def dumps(self, value: Any) -> bytes:
+        if type(value) is not int:
+            raise EncodeError("whole numbers only")
+        return b"%d" % value
+
+    def loads(self, data: bytes | memoryview) -> Any:
+        return int(bytes(data))
+
+
+@pytest.mark.parametrize("store", ["file", "redis"])
+@pytest.mark.parametrize(
+    ("codec", "value"),
+    [
+        ("bytes", b"value"),
+        ("str", "value"),
+        (Numbers(), 7),
+        (Codec("bytes", keys=["0123456789abcdef"]), b"value"),
+        (Codec("pickle", keys=["0123456789abcdef"], encrypt=True), {1}),
+    ],
+    ids=repr,
+)
+async def test_tags_go_with_every_serializer(tmp_path: Path, store: str, codec: Any, value: Any) -> None:
+    """A tag's version is no value of the user's: what keeps bytes alone has tags too."""
+    url = (tmp_path / "store").as_uri() if store == "file" else emptied()
+    async with Cache(url, codec=codec, on_error="raise") as cache:
+        await cache.set("key", value, 60, tags=["tag"])
+        assert await cache.get("key") == value
+        await cache.invalidate_tags("tag")
+        assert await cache.get("key") is None

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import random
 import sys
 import time
 from collections import Counter
@@ -799,6 +800,19 @@ async def test_a_script_that_a_node_does_not_know(cluster: Cluster) -> None:
             node.command("SCRIPT", "FLUSH")
         assert await asyncio.gather(*[cache.incr(key) for key in KEYS[:6]]) == [2] * 6
         assert await cache.delete_many(KEYS[:6]) == 6
+
+
+@pytest.mark.parametrize("key", ["key", "{tag}key", "a}b", "{}key"])
+async def test_a_large_load_is_stored_where_its_key_is(cluster: Cluster, key: str) -> None:
+    """Whether or not something of the same slot can be put beside the key; nothing else is left."""
+    value = [random.random() for _ in range(20_000)]
+    async with Cache(cluster.url, on_error="raise") as cache, Cache(cluster.url, on_error="raise") as other:
+        assert await cache.get_or_set(key, lambda: value, ttl=60) == value
+        assert await other.get(key) == value
+        left = await other.ttl(key)
+        assert left is not None
+        assert 50 < left <= 60
+        assert [name async for name in cache.redis.scan()] == [key.encode()]
 
 
 async def test_loads_are_shared_across_a_cluster(cluster: Cluster) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import random
 import socket
 import ssl
 import time
@@ -813,7 +814,7 @@ NAMESPACE = "shop"
 ACL = (
     "~shop:*", "resetchannels", "-@all", "+ping", "+time", "+select", "+client|setname", "+client|tracking",
     "+client|caching", "+get", "+getrange", "+strlen", "+mget", "+set", "+setrange", "+del", "+unlink", "+exists",
-    "+pttl", "+pexpire", "+persist", "+incrby", "+evalsha", "+script|load", "+scan",
+    "+pttl", "+pexpire", "+persist", "+rename", "+incrby", "+evalsha", "+script|load", "+scan",
 )  # fmt: skip
 """The least that a cache needs on Redis 7.0 and newer, as the README has it; on a cluster ``+cluster|slots +asking`` as
 well, and behind sentinels ``+role``. HELLO and AUTH are everybody's."""
@@ -882,6 +883,7 @@ async def everything(url: str, **options: Any) -> None:
         await cache.delete("n")
         await cache.delete_many(["b", "c"])
         await cache.get_or_set("e", lambda: 1, ttl=5)
+        await cache.get_or_set("large", lambda: [random.random() for _ in range(20_000)], ttl=5)
         if not plain:
             await cache.set("f", 1, ttl=5, grace=5, tags=["t"])
             await cache.get("f")

@@ -98,13 +98,14 @@ class RedisBackend:
                 return None
         if type(data) is not bytes:
             raise BackendError("redis: an answer of another kind")
+        more: Sequence[bytes] = ()
         if len(data) == CHUNK:
             try:
-                data = await whole(pool, link, name, data)
+                data, *more = await whole(pool, link, name, data)
             except BackendError as error:
                 self.reports.tell("an entry could not be read", foreign(error))
                 return None
-        return await self._entry(key, data, pool.offset) if data else None
+        return await self._entry(key, data, pool.offset, more) if data else None
 
     async def get_many(self, keys: Sequence[str]) -> dict[str, Entry]:
         """Those found, in one round trip."""
@@ -376,14 +377,14 @@ class RedisBackend:
 
     # Reading
 
-    async def _entry(self, key: str, data: bytes, offset: float) -> Entry | None:
+    async def _entry(self, key: str, data: bytes, offset: float, more: Sequence[bytes] = ()) -> Entry | None:
         """The entry that the bytes stand for; ``None`` when it is over, or cannot be read, which is told."""
         if data[0] == LEASE_MAGIC:
             data = data[LEASE_BYTES:]
             if not data:
                 return None
         try:
-            entry = await decoded(self.codec, key, data, offset)
+            entry = await decoded(self.codec, key, data, offset, more)
         except DecodeError as error:
             self.reports.tell("an entry could not be read", error)
             return None

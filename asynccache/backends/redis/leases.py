@@ -13,6 +13,7 @@ from typing import Final, Protocol, final
 
 from asynccache._offloading import encoded
 from asynccache.backend import Lease
+from asynccache.backends.redis.large import CHUNK, commit
 from asynccache.backends.redis.pool import Pool
 from asynccache.backends.redis.replies import told
 from asynccache.backends.redis.scripts import (
@@ -104,6 +105,8 @@ class RedisLeases:
         now = self._store.now()
         left = milliseconds(entry.expires_at - now)
         try:
+            if len(data) >= CHUNK:
+                return await commit(pool, name, lease.token, now + offset, left, data)
             return bool(await pool.run(name, COMMIT, (name,), now + offset, lease.token, left, data))
         except BaseException:
             self._store.owe(pool, (name,))

@@ -17,8 +17,8 @@ from hashlib import sha1
 from typing import Final
 
 __all__ = [
-    "ACQUIRE", "ADD", "COMMIT", "DELETE", "DROP", "LEASE_BYTES", "LEASE_MAGIC", "PUT_IF", "RELEASE", "RENEW", "SWAP",
-    "TOUCH", "Script", "lease_record",
+    "ACQUIRE", "ADD", "COMMIT", "DELETE", "DROP", "LEASE_BYTES", "LEASE_MAGIC", "MOVE", "PUT_IF", "RELEASE", "RENEW",
+    "SWAP", "TOUCH", "Script", "lease_record",
 ]  # fmt: skip
 
 LEASE_BYTES: Final = 32
@@ -234,6 +234,24 @@ return 1
 )
 """Store and give the lease back, if it is still held. Arguments: now, the token, milliseconds to live or nothing, the
 bytes."""
+
+MOVE: Final = Script(
+    _COMMON
+    + """
+if not held(first(KEYS[1], 31), ARGV[2], tonumber(ARGV[1])) then
+  redis.call('UNLINK', KEYS[2])
+  return 0
+end
+local moved = redis.pcall('RENAME', KEYS[2], KEYS[1])
+if moved.err then
+  if string.find(moved.err, 'no such key', 1, true) then return 0 end
+  return moved
+end
+if ARGV[3] == '' then redis.call('PERSIST', KEYS[1]) else redis.call('PEXPIRE', KEYS[1], ARGV[3]) end
+return 1
+"""
+)
+"""As `COMMIT`, with what the second key holds instead of the bytes."""
 
 RELEASE: Final = Script(
     _COMMON

@@ -15,7 +15,7 @@ loop would receive more than it hands on (measured: for values of 10 KB a window
 
 import socket
 import struct
-from asyncio import AbstractEventLoop, Future, Protocol, Transport
+from asyncio import AbstractEventLoop, BufferedProtocol, Future, Transport
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final, cast, final
@@ -43,13 +43,14 @@ _LEAST_IN_FLIGHT: Final = 16
 _WINDOW_BYTES: Final = 400_000
 _MOST_WAITING: Final = 65_536
 _JOINED_BYTES: Final = 65_536  # larger commands are written apart: joining would copy them once more
-_TURN_BYTES: Final = 262_144  # of a large command per turn of the loop
+_TURN_BYTES: Final = 65_536  # of a large command per turn of the loop
 _BUFFER_BYTES: Final = 262_144
+_RECEIVED_BYTES: Final = 65_536  # at a time
 _NO_LINGERING: Final = struct.pack("ii", 1, 0)
 
 
 @final
-class Wire(Protocol):
+class Wire(BufferedProtocol):
     """A connection.
 
     Args:
@@ -83,7 +84,9 @@ class Wire(Protocol):
         self._on_stalled = stalled
         self._on_lost = lost
         self._reader = hiredis.Reader(notEnoughData=_MORE)
+        self._feed: Callable[[bytearray, int, int], None] = cast(Any, self._reader.feed)
         self._gets = self._reader.gets
+        self._received = bytearray(_RECEIVED_BYTES)
         self._waiting: deque[tuple[bytes, Asked, float, int]] = deque()
         self._in_air: deque[tuple[Asked | None, float]] = deque()
         self._transport: Transport | None = None
@@ -238,13 +241,17 @@ class Wire(Protocol):
         self._transport.set_write_buffer_limits(high=_BUFFER_BYTES)
         self._heard_at = stopwatch()
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> bytearray:
+        """Where the system is to put what has come: one place for all, as an own one costs more than what is in it."""
+        return self._received
+
+    def buffer_updated(self, nbytes: int) -> None:
         """Hand each reply to who asked."""
         self._heard_at = now = stopwatch()
         in_air, gets = self._in_air, self._gets
         replies = 0
         try:
-            self._reader.feed(data)
+            self._feed(self._received, 0, nbytes)
             while (reply := gets()) is not _MORE:
                 kind = type(reply)
                 if kind is _PUSH:
@@ -263,9 +270,9 @@ class Wire(Protocol):
             return
         if replies:
             self.proved = self.opened
-            self._reply_bytes += (len(data) / replies - self._reply_bytes) * 0.1
+            self._reply_bytes += (nbytes / replies - self._reply_bytes) * 0.1
         else:
-            self._reply_bytes += len(data) * 0.02  # part of a large one
+            self._reply_bytes += nbytes * 0.02  # part of a large one
         if self.late:
             self.late = bool(in_air) and in_air[0][1] <= now
         if self._waiting and not self._flushing:
