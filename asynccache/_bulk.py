@@ -14,7 +14,7 @@ from asynccache._flights import CANCELLED, Flights, Journal, Ticket
 from asynccache._keeping import Keeper
 from asynccache._seats import Found, Seats
 from asynccache.clock import stopwatch
-from asynccache.metrics import LoadTimer
+from asynccache.metrics import Timer
 from asynccache.policy import Terms
 from asynccache.stats import Counters
 from asynccache.telemetry import Tracing
@@ -32,7 +32,7 @@ class BulkLoader:
     """The loads of many keys at once, of one cache."""
 
     def __init__(
-        self, seats: Seats, flights: Flights, keeper: Keeper, counters: Counters, tracing: Tracing, timer: LoadTimer
+        self, seats: Seats, flights: Flights, keeper: Keeper, counters: Counters, tracing: Tracing, timer: Timer
     ) -> None:
         self._seats = seats
         self._flights = flights

@@ -28,7 +28,7 @@ from asynccache.clock import Clock
 from asynccache.entry import MISSING, Entry
 from asynccache.errors import CacheClosed
 from asynccache.load import Factory
-from asynccache.metrics import LoadTimer, meters_of
+from asynccache.metrics import Timer, meters_of
 from asynccache.policy import Policy, Terms
 from asynccache.shape import Shape
 from asynccache.stats import Counters, Stats
@@ -76,17 +76,14 @@ class Dispatcher:
         self.disabled = os.environ.get("ASYNCCACHE_DISABLE", "").strip().lower() in ("1", "true", "yes", "on")
         self.backend_name = remote.name if remote is not None else "memory"
         self.tracing = Tracing(telemetry, cache=name, backend=self.backend_name)
-        self.seats = Seats(
-            local=local,
-            remote=remote,
-            clock=clock,
-            failures=Failures(
-                on_error=on_error, name=name, clock=clock, counters=self.counters, hidden=self.tracing.hidden
-            ),
-        )
         self.labels = {"cache.name": name, "cache.backend": self.backend_name}
         self.meters = None if telemetry is None or not metered else meters_of(telemetry.meter_provider)
-        self.loader = Loader(self.seats, self.counters, self.tracing, LoadTimer(self.meters, self.labels))
+        timer = Timer(self.meters, self.labels, "operation")
+        failures = Failures(
+            on_error=on_error, name=name, clock=clock, counters=self.counters, hidden=self.tracing.hidden, timer=timer
+        )
+        self.seats = Seats(local=local, remote=remote, clock=clock, failures=failures)
+        self.loader = Loader(self.seats, self.counters, self.tracing, Timer(self.meters, self.labels, "load"))
         self.locks = Locks(self.seats)
         self.closed = False
         self._clock = clock

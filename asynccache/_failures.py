@@ -5,8 +5,9 @@ import math
 from collections.abc import Awaitable, Callable
 from typing import Final, Literal, TypeAlias, TypeVar, final
 
-from asynccache.clock import Clock
+from asynccache.clock import Clock, stopwatch
 from asynccache.errors import BackendError, CacheError, DecodeError
+from asynccache.metrics import Timer
 from asynccache.stats import Counters
 
 __all__ = ["Failures", "OnError"]
@@ -31,6 +32,7 @@ class Failures:
         clock: Where time comes from.
         counters: Where hidden failures are counted.
         hidden: Marks the span that a hidden failure happened in.
+        timer: Told how long the store took.
     """
 
     def __init__(
@@ -41,8 +43,10 @@ class Failures:
         clock: Clock,
         counters: Counters,
         hidden: Callable[[BaseException], None],
+        timer: Timer,
     ) -> None:
         self.counters = counters
+        self.timer = timer
         self._on_error = on_error
         self._name = name
         self._clock = clock
@@ -56,6 +60,7 @@ class Failures:
         Raises:
             BackendError: The store failed, and ``on_error`` is ``"raise"``.
         """
+        began = stopwatch() if self.timer.wanted else None
         try:
             return await work
         except DecodeError as error:
@@ -71,6 +76,9 @@ class Failures:
                 raise
             failure = BackendError(f"{operation} failed: {type(error).__name__}")
             failure.__cause__ = error
+        finally:
+            if began is not None:
+                self.timer.record(stopwatch() - began, operation)
         self.take(operation, failure)
         return fallback
 

@@ -27,7 +27,7 @@ from asynccache.clock import stopwatch
 from asynccache.entry import MISSING, Entry, Missing
 from asynccache.errors import BackendError
 from asynccache.load import KEPT, Factory, Load, wants_load
-from asynccache.metrics import LoadTimer
+from asynccache.metrics import Timer
 from asynccache.policy import Terms
 from asynccache.stats import Counters
 from asynccache.telemetry import NO_SPAN, CallSpan, Tracing
@@ -50,7 +50,7 @@ class Loader:
         bulk: Loads many keys at once.
     """
 
-    def __init__(self, seats: Seats, counters: Counters, tracing: Tracing, timer: LoadTimer) -> None:
+    def __init__(self, seats: Seats, counters: Counters, tracing: Tracing, timer: Timer) -> None:
         self.flights = Flights(seats, counters)
         self._seats = seats
         self._clock = seats.clock
@@ -101,6 +101,8 @@ class Loader:
         glanced: Entry | Missing | None = MISSING
         if shortcut is not None and terms.plain and not (key in self._glances or key in self.flights.table):
             self._glances.add(key)
+            timer, asking = seats.failures.timer, None
+            began = stopwatch() if timer.wanted else 0.0
             try:
                 asking = shortcut.ask(key)
                 if asking is not None:
@@ -115,6 +117,8 @@ class Loader:
                 glanced = None
             finally:
                 self._glances.discard(key)
+                if began and asking is not None:
+                    timer.record(stopwatch() - began, "get")
             now = self._clock.monotonic()
         return await self._fetch(key, prefix, factory, terms, "miss", found, now, span, glanced)
 
@@ -350,7 +354,7 @@ class Loader:
                 return failed, None
             if lease is None:
                 waited, began = True, stopwatch()
-                ended = await self._seats.attempt("lease", leases.wait(flight.key, timeout=LEASE_SECONDS), failed)
+                ended = await self._seats.attempt("wait", leases.wait(flight.key, timeout=LEASE_SECONDS), failed)
                 in_vain = in_vain + 1 if stopwatch() - began < _NO_TIME else 0
                 if ended is failed or in_vain > _MOST_IN_VAIN:  # a store that says both that it is held and that not
                     return failed, None

@@ -234,7 +234,7 @@ class Locks:
                 raise LockTimeout("the lock was not free in time")
             if leases is self._queue:
                 await self._queue.wait(name, timeout=min(left, ttl), owner=self)
-            elif await attempt("lock", leases.wait(name, timeout=min(left, ttl)), _NO_LEASE) is _NO_LEASE:
+            elif await attempt("wait", leases.wait(name, timeout=min(left, ttl)), _NO_LEASE) is _NO_LEASE:
                 await self._pause(min(left, _RETRY_SECONDS))
 
     async def _pause(self, duration: float) -> None:

@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeVar, Unpack, overload
 
 from asynccache._arguments import own_terms, whole_key
 from asynccache._dispatcher import Dispatcher
+from asynccache.clock import stopwatch
 from asynccache.entry import MISSING
 from asynccache.errors import BackendError
 from asynccache.keys import check_key
@@ -99,6 +100,7 @@ class GetOrSet(Protocol):
 def bind_get(core: Dispatcher, prefix: str, shape: Shape | None = None) -> Get:
     """The ``get`` of a cache, or of a view for values of one type."""
     until_of, touch, now, counters = core.until, core.touch, core.now, core.counters
+    timer = core.seats.failures.timer
 
     async def get(key: str, default: Any = None) -> Any:
         try:
@@ -134,6 +136,8 @@ def bind_get(core: Dispatcher, prefix: str, shape: Shape | None = None) -> Get:
         shortcut = core.shortcut
         if shortcut is None or (provider_module._TRACER_PROVIDER is not None and core.tracing.wanted()):
             return await core.here().get(full, default, shape)
+        asking = None
+        began = stopwatch() if timer.wanted else 0.0
         try:
             asking = shortcut.ask(full)
             if asking is None:
@@ -147,6 +151,9 @@ def bind_get(core: Dispatcher, prefix: str, shape: Shape | None = None) -> Get:
         except BackendError as error:
             core.seats.failures.take("get", error)
             entry = None
+        finally:
+            if began and asking is not None:
+                timer.record(stopwatch() - began, "get")
         if entry is not None:
             return await core.here().get(full, default, shape, entry)
         counters.misses += 1
@@ -200,8 +207,9 @@ def bind_get_or_set(core: Dispatcher, prefix: str, shape: Shape | None = None) -
 async def put_remote(core: Dispatcher, key: str, value: Any, ttl: float | EllipsisType | None) -> bool:
     """Store a value of which a ttl says all in the remote seat, the only one; as `Dispatcher.set`."""
     supersede, terms, shortcut = core.loader.flights.supersede, core.terms, core.shortcut
-    storing = None
+    timer, storing = core.seats.failures.timer, None
     supersede(key)
+    began = stopwatch() if timer.wanted else 0.0
     try:
         if shortcut is not None:
             storing = shortcut.put(key, value, terms.ttl if ttl is ... else ttl)
@@ -209,5 +217,8 @@ async def put_remote(core: Dispatcher, key: str, value: Any, ttl: float | Ellips
     except BackendError as error:
         core.seats.failures.take("set", error)
         return False
+    finally:
+        if began and storing is not None:
+            timer.record(stopwatch() - began, "set")
     supersede(key)  # one that began meanwhile may have read what was there before
     return stored

@@ -9,7 +9,7 @@ are closed sets: no number of keys makes another series.
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Final, Protocol, TypeAlias, final
+from typing import Final, Literal, Protocol, TypeAlias, final
 
 import opentelemetry.metrics as api
 import opentelemetry.metrics._internal as provider_module
@@ -18,10 +18,11 @@ from opentelemetry.metrics import CallbackOptions, Histogram, Meter, MeterProvid
 from asynccache.backend import Health
 from asynccache.stats import Stats
 
-__all__ = ["LoadTimer", "Meters", "Source", "meters_of"]
+__all__ = ["Meters", "Source", "Timer", "meters_of"]
 
 _Series: TypeAlias = Iterable[tuple[Mapping[str, str], int]]
 
+_PARTS_OF_IT: Final = (0.000_05, 0.000_1, 0.000_2, 0.000_5)
 _SECONDS: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 """Boundaries of the histogram: what is worth caching takes a millisecond or more."""
 
@@ -81,6 +82,12 @@ class Meters:
         self.load_duration: Histogram = meter.create_histogram(
             "cache.load.duration", "s", "How long factories ran.", explicit_bucket_boundaries_advisory=_SECONDS
         )
+        self.operation_duration: Histogram = meter.create_histogram(
+            "cache.operation.duration",
+            "s",
+            "How long questions to a remote store took.",
+            explicit_bucket_boundaries_advisory=(*_PARTS_OF_IT, *_SECONDS),
+        )
 
     def add(self, source: Source) -> None:
         """Report what it counts, as long as it lives."""
@@ -108,14 +115,18 @@ class Meters:
 
 
 @final
-class LoadTimer:
-    """Records how long the factories of one cache run."""
+class Timer:
+    """Records how long the factories of one cache run, or its questions to a remote store take."""
 
-    __slots__ = ("_labels", "_meters")
+    __slots__ = ("_attribute", "_histogram", "_labels", "_meters")
 
-    def __init__(self, meters: Meters | None, labels: Mapping[str, str]) -> None:
+    def __init__(self, meters: Meters | None, labels: Mapping[str, str], of: Literal["load", "operation"]) -> None:
         self._meters = meters
         self._labels = labels
+        self._attribute = "cache.load.reason" if of == "load" else "cache.operation"
+        self._histogram = None
+        if meters is not None:
+            self._histogram = meters.load_duration if of == "load" else meters.operation_duration
 
     @property
     def wanted(self) -> bool:
@@ -123,15 +134,16 @@ class LoadTimer:
         meters = self._meters
         return meters is not None and (provider_module._METER_PROVIDER is not None or meters.given)
 
-    def record(self, duration: float, reason: str) -> None:
-        """Note a run.
+    def record(self, duration: float, which: str) -> None:
+        """Note a run or a question.
 
         Args:
             duration: Seconds.
-            reason: Why it ran: ``miss``, ``refresh``, ``background`` or ``bulk``.
+            which: Why a factory ran: ``miss``, ``refresh``, ``background`` or ``bulk``; or what was asked: ``get``,
+                ``set``, ….
         """
-        if self._meters is not None:
-            self._meters.load_duration.record(duration, {**self._labels, "cache.load.reason": reason})
+        if self._histogram is not None:
+            self._histogram.record(duration, {**self._labels, self._attribute: which})
 
 
 def _operations(source: Source, stats: Stats) -> _Series:

@@ -196,3 +196,23 @@ def test_a_provider_that_comes_after_the_cache_is_noticed():
         timeout=15,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("local", [None, "memory://"])
+async def test_questions_to_a_remote_store_are_timed(metrics, url, local):
+    """Each by its kind, however short its way is; what the local store answers is no question."""
+    async with Cache(url, local=local, telemetry=metrics.telemetry(), on_error="raise") as cache:
+        await cache.set("a", 1, 60)
+        await cache.set("b", 1, 60, tags=["tag"])
+        await cache.get("a")
+        await cache.get("absent")
+        await cache.get_or_set("a", lambda: 2)
+        await cache.delete("a")
+        await cache.incr("n")
+    points = metrics.points("cache.operation.duration")
+    counts = {dict(attributes)["cache.operation"]: point.count for attributes, point in points.items()}
+    assert counts["set"] == 2
+    assert counts["get"] == (3 if local is None else 2)
+    assert counts["delete"] == counts["incr"] == 1
+    assert all(0 < point.sum < 5 for point in points.values())
+    assert {dict(attributes)["cache.backend"] for attributes in points} == {"redis"}
