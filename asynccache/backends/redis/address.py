@@ -45,6 +45,7 @@ class Settings:
         timeout: Seconds for an operation, everything included.
         connect_timeout: Seconds for a connection and its greeting.
         connections: How many shared connections to each server.
+        merge_reads: Whether the reads of one turn of the loop leave as one ``MGET``.
         client_name: What the server calls us in ``CLIENT LIST``.
         protocol: The newest version of the protocol to speak.
     """
@@ -63,6 +64,7 @@ class Settings:
     timeout: float = _DEFAULT_TIMEOUT
     connect_timeout: float = _DEFAULT_CONNECT_TIMEOUT
     connections: int = 1
+    merge_reads: bool = False
     client_name: str | None = None
     protocol: int = 3
 
@@ -108,6 +110,9 @@ def settings_of(url: SplitResult, query: Mapping[str, str]) -> Settings:
         for host in hosts:
             parsed = _parsed(f"redis://{host}", shown)
             addresses.append((parsed.get("host", "localhost"), parsed.get("port", _DEFAULT_PORTS[topology])))
+    merge_reads = options.boolean("merge_reads", default=False)
+    if merge_reads and topology == "cluster":
+        raise ConfigError(f"{shown} reads of a cluster cannot be merged: their keys are on several servers")
     if topology == "cluster" and db:
         raise ConfigError(f"{shown} a cluster has one database only")
     who = _parsed(f"redis://{user}@host" if user else "redis://host", shown)
@@ -134,6 +139,7 @@ def settings_of(url: SplitResult, query: Mapping[str, str]) -> Settings:
             options.duration("connect_timeout", default=_DEFAULT_CONNECT_TIMEOUT), shown, "connect_timeout"
         ),
         connections=_given(options.integer("connections", minimum=1, default=1), shown, "connections"),
+        merge_reads=merge_reads,
         client_name=client_name,
         protocol=protocol,
     )

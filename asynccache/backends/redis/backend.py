@@ -13,15 +13,16 @@ from asynccache.backends.redis.address import Settings, settings_like
 from asynccache.backends.redis.condition import Condition
 from asynccache.backends.redis.counters import added
 from asynccache.backends.redis.intents import Intents
-from asynccache.backends.redis.large import CHUNK, put, whole
+from asynccache.backends.redis.large import put, whole
 from asynccache.backends.redis.leases import RedisLeases
 from asynccache.backends.redis.link import Link
 from asynccache.backends.redis.plain import PlainValues
 from asynccache.backends.redis.pool import Pool
 from asynccache.backends.redis.raw import RawRedis
+from asynccache.backends.redis.reading import CHUNK, first_chunk
 from asynccache.backends.redis.replies import foreign, told
 from asynccache.backends.redis.scripts import DELETE, LEASE_BYTES, LEASE_MAGIC, PUT_IF, SWAP, TOUCH
-from asynccache.backends.redis.shortcut import RedisShortcut, first_chunk, store_small
+from asynccache.backends.redis.shortcut import RedisShortcut, store_small
 from asynccache.backends.redis.times import milliseconds
 from asynccache.backends.redis.tracker import Tracker
 from asynccache.backends.redis.wire import Wire, pack
@@ -85,8 +86,7 @@ class RedisBackend:
         pool = self.pool()
         if self.intents.keys or pool.large_writes:
             await self.settle(pool, (name,))
-        link = pool.link(name)
-        return await self.found(pool, link, key, name, await link.ask(first_chunk(name)))
+        return await self.found(pool, pool.link(name), key, name, await pool.read(name))
 
     async def found(self, pool: Pool, link: Link, key: str, name: bytes, data: Any) -> Entry | None:
         """What has been found under a key, by the reply to the question for its first chunk."""

@@ -7,6 +7,7 @@ from typing import Any, Final, Protocol
 from asynccache._offloading import joined
 from asynccache.backends.redis.link import Link
 from asynccache.backends.redis.pool import Pool
+from asynccache.backends.redis.reading import CHUNK
 from asynccache.backends.redis.replies import told
 from asynccache.backends.redis.scripts import COMMIT, LEASE_BYTES, LEASE_MAGIC, MOVE
 from asynccache.backends.redis.slots import slot_of
@@ -14,10 +15,7 @@ from asynccache.backends.redis.wire import KEPT, Asked, pack
 from asynccache.clock import stopwatch
 from asynccache.errors import BackendError
 
-__all__ = ["CHUNK", "Store", "commit", "put", "whole"]
-
-CHUNK: Final = 65_536
-"""How many bytes are read of any value; what is longer is large."""
+__all__ = ["Store", "commit", "put", "whole"]
 
 _AHEAD: Final = 4
 _STAGED_MILLISECONDS: Final = 60_000  # of what is never moved to its place

@@ -13,8 +13,9 @@ from typing import Final, Protocol, final
 
 from asynccache._offloading import encoded
 from asynccache.backend import Lease
-from asynccache.backends.redis.large import CHUNK, commit
+from asynccache.backends.redis.large import commit
 from asynccache.backends.redis.pool import Pool
+from asynccache.backends.redis.reading import CHUNK
 from asynccache.backends.redis.replies import told
 from asynccache.backends.redis.scripts import (
     ACQUIRE,

@@ -12,6 +12,7 @@ from asynccache._background import Background
 from asynccache.backends.redis.address import Address
 from asynccache.backends.redis.intents import Intents
 from asynccache.backends.redis.link import Link, Owner, name_of
+from asynccache.backends.redis.reading import Merger, first_chunk
 from asynccache.backends.redis.repayment import Repayment
 from asynccache.backends.redis.replies import ErrorReply, code_of, told
 from asynccache.backends.redis.scripts import Script
@@ -71,6 +72,7 @@ class Pool:
         self.repayment = Repayment(self, owner.intents, self._background)
         self._nodes: dict[Address, Link] = {}
         self._large: dict[int, Link] = {}
+        self._mergers: dict[int, Merger] = {}
         self._slots: list[Address | None] = []
         self._refreshing = False
         self._refreshed_at = -_REFRESH_SECONDS
@@ -83,6 +85,7 @@ class Pool:
             self._slots = [None] * SLOTS
         else:
             self._mains = [self._made(None) for _ in range(settings.connections)]
+            self._mergers = {id(link): Merger(link, loop) for link in self._mains if settings.merge_reads}
             if settings.connections == 1:
                 self._only = self._mains[0]
 
@@ -96,6 +99,13 @@ class Pool:
             address = self._slots[slot_of(key)]
             return self._seed() if address is None else self._node(address)
         return self._mains[crc_hqx(key, 0) % len(self._mains)]
+
+    def read(self, name: bytes) -> Asked:
+        """Ask for the start of what is under a key: all of it, but of large values."""
+        link = self.link(name)
+        if recording():
+            return link.ask(first_chunk(name))
+        return self._mergers[id(link)].ask(name) if self._mergers else link.send(first_chunk(name))
 
     def large(self, link: Link) -> Link:
         """The connection beside another one for what would hold it up."""

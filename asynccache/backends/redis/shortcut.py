@@ -3,14 +3,14 @@
 import math
 from asyncio import Future
 from collections.abc import Coroutine, Sequence
-from typing import Any, Final, Protocol, final
+from typing import Any, Protocol, final
 
 from asynccache._offloading import is_large
 from asynccache.backend import Asking
 from asynccache.backends.redis.intents import Intents
-from asynccache.backends.redis.large import CHUNK
 from asynccache.backends.redis.link import Link
 from asynccache.backends.redis.pool import Pool
+from asynccache.backends.redis.reading import CHUNK
 from asynccache.backends.redis.times import milliseconds
 from asynccache.backends.redis.wire import KEPT, pack
 from asynccache.clock import Clock
@@ -18,7 +18,7 @@ from asynccache.codec import Codec
 from asynccache.entry import Entry
 from asynccache.telemetry import recording
 
-__all__ = ["RedisShortcut", "Store", "first_chunk", "store_small"]
+__all__ = ["RedisShortcut", "Store", "store_small"]
 
 
 class Store(Protocol):
@@ -31,15 +31,6 @@ class Store(Protocol):
     def pool(self) -> Pool: ...
     def owe(self, pool: Pool, names: Sequence[bytes]) -> None: ...
     async def found(self, pool: Pool, link: Link, key: str, name: bytes, data: Any) -> Entry | None: ...
-
-
-def first_chunk(name: bytes) -> bytes:
-    """The command for the start of what is under a key: all of it, but of large values. By hand: that takes a quarter
-    of hiredis' time."""
-    return b"*4\r\n$8\r\nGETRANGE\r\n$%d\r\n%b%b" % (len(name), name, _RANGE)
-
-
-_RANGE: Final = b"\r\n$1\r\n0\r\n$%d\r\n%d\r\n" % (len(str(CHUNK - 1)), CHUNK - 1)
 
 
 async def store_small(store: Store, pool: Pool, name: bytes, data: bytes, left: int | str) -> bool:
@@ -89,7 +80,7 @@ class RedisShortcut:
         if store.intents.keys or pool.large_writes:
             return None
         name = key.encode()
-        return pool.link(name).send(first_chunk(name)), name, pool
+        return pool.read(name), name, pool
 
     def value(self, asking: Asking, reply: Any) -> tuple[Any] | None:
         """The value that the reply has, if it says all."""
