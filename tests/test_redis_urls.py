@@ -694,6 +694,25 @@ async def test_tls_with_an_authority_that_is_trusted(secure: Server, files: Cert
         assert await cache.get("large") == value
 
 
+@pytest.mark.parametrize("size", [100, 5_000, 30_000])
+@pytest.mark.debian_redis
+async def test_tls_hands_each_reply_to_who_asked(secure: Server, files: Certificates, size: int):
+    """Also when several records are there at once, because the loop was busy while they came."""
+    url = f"rediss://localhost:{secure.tls_port}/3?ssl_ca_certs={files.authority}"
+    async with Cache(url, codec={"serializer": "bytes", "plain": True}, on_error="raise") as cache:
+        values = {f"k{number}": b"%05d" % number * (size // 5) for number in range(100)}
+        await cache.set_many(values, 60)
+        for turn in range(20):
+            asked = [asyncio.ensure_future(cache.get(key)) for key in values]
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            end = time.perf_counter() + 0.002 * (turn % 3)
+            while time.perf_counter() < end:
+                pass
+            assert await asyncio.gather(*asked) == list(values.values())
+        assert await cache.get_many(values) == values
+
+
 async def fails(url: str) -> BaseException | None:
     """Why a connection is not made: known within a second, by this package's exception, or as a miss."""
     async with Cache(url, on_error="raise") as cache:

@@ -84,9 +84,10 @@ class Wire(BufferedProtocol):
         self._on_stalled = stalled
         self._on_lost = lost
         self._reader = hiredis.Reader(notEnoughData=_MORE)
-        self._feed: Callable[[bytearray, int, int], None] = cast(Any, self._reader.feed)
+        self._feed: Callable[[memoryview, int, int], None] = cast(Any, self._reader.feed)
         self._gets = self._reader.gets
-        self._received = bytearray(_RECEIVED_BYTES)
+        # asyncio's TLS puts one record after another into slices of it: those of a bytearray would be copies.
+        self._received = memoryview(bytearray(_RECEIVED_BYTES))
         self._waiting: deque[tuple[bytes, Asked, float, int]] = deque()
         self._in_air: deque[tuple[Asked | None, float]] = deque()
         self._transport: Transport | None = None
@@ -241,7 +242,7 @@ class Wire(BufferedProtocol):
         self._transport.set_write_buffer_limits(high=_BUFFER_BYTES)
         self._heard_at = stopwatch()
 
-    def get_buffer(self, sizehint: int) -> bytearray:
+    def get_buffer(self, sizehint: int) -> memoryview:
         """Where the system is to put what has come: one place for all, as an own one costs more than what is in it."""
         return self._received
 
@@ -302,7 +303,7 @@ class Wire(BufferedProtocol):
     def _expire(self, asked: Asked) -> None:
         """Fail a command whose operation has had its time."""
         if not asked.done():
-            asked.set_result(BackendTimeout("redis: no answer in time"))
+            asked.set_result(_timed_out())
 
     def _watch(self) -> None:
         if not self._sweeping:
@@ -321,7 +322,7 @@ class Wire(BufferedProtocol):
             overdue.append(self._waiting.popleft()[1])
         for asked in overdue:
             if not asked.done():
-                asked.set_result(BackendTimeout("redis: no answer in time"))
+                asked.set_result(_timed_out())
         if stalled:
             self.late = True
             if self.opened and now - self._heard_at >= self._timeout:
@@ -352,9 +353,16 @@ class Wire(BufferedProtocol):
         for asked in unheard:
             if not asked.done():
                 failure = kind(str(error) if isinstance(error, BackendError) else _LOST)  # each has his own
+                failure.reason = (isinstance(error, BackendError) and error.reason) or str(failure)
                 failure.__cause__ = error.__cause__ if isinstance(error, BackendError) else error
                 asked.set_result(failure)
         self._on_lost(error)
+
+
+def _timed_out() -> BackendTimeout:
+    failure = BackendTimeout("redis: no answer in time")
+    failure.reason = str(failure)
+    return failure
 
 
 # What comes of replies that no server gives; the message handlers look at them as they are.
