@@ -111,8 +111,11 @@ class Loader:
                     if got is not None:
                         self._counters.hits += 1
                         return got[0]
-                    glanced = await shortcut.rest(key, asking, reply)
+                    self.flights.check_open()  # the reply of a store that was closed meanwhile is that it is
+                    rest, asking = shortcut.rest(key, asking, reply), None
+                    glanced = await seats.attempt("get", rest, None, began)
             except BackendError as error:
+                self.flights.check_open()
                 seats.failures.take("get", error)
                 glanced = None
             finally:

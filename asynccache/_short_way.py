@@ -147,8 +147,11 @@ def bind_get(core: Dispatcher, prefix: str, shape: Shape | None = None) -> Get:
             if found is not None:
                 counters.hits += 1
                 return found[0]
-            entry = await shortcut.rest(full, asking, reply)
+            here = core.here()  # the reply of a store that was closed meanwhile is that it is
+            rest, asking = shortcut.rest(full, asking, reply), None
+            entry = await here.seats.failures.attempt("get", rest, None, began)
         except BackendError as error:
+            core.here()
             core.seats.failures.take("get", error)
             entry = None
         finally:
@@ -215,6 +218,7 @@ async def put_remote(core: Dispatcher, key: str, value: Any, ttl: float | Ellips
             storing = shortcut.put(key, value, terms.ttl if ttl is ... else ttl)
         stored = await (storing or core.set(key, value, ttl, None, (), terms, None))
     except BackendError as error:
+        core.here()
         core.seats.failures.take("set", error)
         return False
     finally:

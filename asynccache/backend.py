@@ -197,11 +197,7 @@ class Shortcut(Protocol):
         ...
 
     def put(self, key: str, value: Any, ttl: float | None) -> Coroutine[Any, Any, bool] | None:
-        """What stores the value when it is awaited; ``None`` when that takes `Backend.set`.
-
-        Raises:
-            EncodeError: The value would not come back equal.
-        """
+        """What stores the value when it is awaited; ``None`` when that takes `Backend.set`."""
         ...
 
 

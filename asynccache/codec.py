@@ -162,19 +162,19 @@ class Codec:
             return self._records.encode(key, entry, shift)
         return self._encoded(key, self._body(entry.value), entry, shift)
 
-    def encode_fresh(self, name: bytes, value: Any, now: float, ttl: float | None) -> bytes:
-        """What `encode` makes of an entry that is made now and of which a ttl says all.
+    def encode_fresh(self, name: bytes, value: Any, now: float, ttl: float | None) -> bytes | None:
+        """What `encode` makes of an entry that is made now and of which a ttl says all; ``None`` where it would raise.
 
         Args:
             name: The whole key in UTF-8.
             value: The value.
             now: Seconds since 1970 by the clock of the store.
             ttl: Seconds that it is fresh; ``None`` for ever.
-
-        Raises:
-            EncodeError: The value would not come back equal, or is too large.
         """
-        body = self._body(value)
+        try:
+            body = self._body(value)
+        except Exception:  # as in plain_value
+            return None
         fresh = FOREVER if ttl is None else int(ttl * SPAN_TICKS)
         if len(body) >= self._simple_below or fresh > LONGEST:
             until = math.inf if ttl is None else now + ttl
@@ -233,7 +233,7 @@ class Codec:
 
         Args:
             key: The whole key.
-            data: The bytes, or the first of them: at least the header and the tags.
+            data: The bytes, or the first of them: at least the header.
             shift: As in `encode`.
             more: The rest of them.
 
@@ -271,6 +271,8 @@ class Codec:
         else:
             start = _HEADER.size
             if flags & _TAGS:
+                if more:  # seldom, and there may be more of them than in the first part
+                    data, more = b"".join((data, *more)), ()
                 tags, start = tags_from(data, start)
             value = self._value(key, data, start, flags, check, more)
         made = (m1 << 32) | m0
@@ -303,7 +305,10 @@ class Codec:
         body = data[24:]
         if _crc32(body, _crc32(name, _crc32(_pack_length(len(name)), self._simple_crc))) != check:
             return None
-        return (self._loads(body),)
+        try:
+            return (self._loads(body),)
+        except Exception:  # whatever a serializer of a user's may raise: `decode` raises it where it is taken
+            return None
 
     def size(self, data: bytes) -> int:
         """About how many bytes the value has for the serializer: what reading them costs."""

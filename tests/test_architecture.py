@@ -80,6 +80,8 @@ DOORS: Final[Mapping[str, Mapping[str, str]]] = {
         "_shaping:_dumped": "a class checks its fields by itself, and may raise anything",
         "_shaping:_loaded": "a class checks its fields by itself, and may raise anything",
         "_copying:own_copy": "a class decides by itself how it is copied, and may raise anything",
+        "codec:Codec.plain_value": "a serializer may raise anything: the long way does, where it is taken",
+        "codec:Codec.encode_fresh": "a serializer may raise anything: the long way does, where it is taken",
         "_flight:own_exception": "an exception that cannot be copied is shared",
         "_removal:Removals.tell": "a listener harms nobody",
         "_loading:Loader._fly": "what a factory raises is handed to those who wait",

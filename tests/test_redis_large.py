@@ -1,9 +1,12 @@
 """Large values on Redis: loaded ones are sent beside and moved to their place, and nothing is left on the way."""
 
 import asyncio
+import logging
 import os
 
 import pytest
+from fault_proxy import FaultProxy
+from servers import Server
 from stores import on_redis
 from waiting import comes
 
@@ -72,3 +75,37 @@ async def test_a_value_is_read_from_its_parts(url: str) -> None:
                     await cache.set(f"key{number}", value, 60, tags=tags)
                     assert await cache.get(f"key{number}") == value
                     assert await cache.get_many([f"key{number}"]) == {f"key{number}": value}
+
+
+async def test_tags_that_are_longer_than_the_first_part(url: str) -> None:
+    """A thousand long names are read with the value."""
+    tags = [f"{number:04}" * 20 for number in range(1_000)]
+    async with Cache(url, on_error="raise") as cache:
+        await cache.set("key", "value", 60, tags=tags)
+        assert await cache.get("key") == "value"
+        assert await cache.get_or_set("key", lambda: "loaded") == "value"
+        await cache.invalidate_tags(tags[-1])
+        assert await cache.get("key") is None
+
+
+async def test_large_loads_are_stored_after_a_failover(caplog: pytest.LogCaptureFixture) -> None:
+    """The server becomes a replica and the address another one's: the connection beside goes there too."""
+    caplog.set_level(logging.CRITICAL)
+    with Server() as old, Server() as new, FaultProxy(*old.address) as proxy:
+        async with Cache(f"redis://127.0.0.1:{proxy.port}", codec=BYTES) as cache:
+            value = os.urandom(300_000)
+            assert await cache.get_or_set("before", lambda: value, 60) == value
+            assert await cache.get("before") == value
+            proxy.upstream = new.address
+            old.command("REPLICAOF", *new.address)
+            number = 0
+
+            async def stored() -> bool:
+                nonlocal number
+                number += 1
+                await cache.get_or_set(f"after{number}", lambda: value, 60)
+                return await cache.get(f"after{number}") == value
+
+            async with asyncio.timeout(20):
+                while not await stored():
+                    await cache.ping()

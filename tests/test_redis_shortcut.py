@@ -1,13 +1,16 @@
 """The short way to Redis: the usual reads and writes are one command, and mean what the long way means."""
 
 import asyncio
+import logging
 import math
 from collections import Counter
 from typing import Any
 
 import pytest
+from fault_proxy import FaultProxy
+from servers import Server
 
-from asynccache import Cache
+from asynccache import Cache, CacheError
 from asynccache.codec import Codec
 from asynccache.entry import Entry
 
@@ -123,3 +126,66 @@ def test_a_fresh_entry_is_encoded_as_any_other(key: str, options: dict[str, Any]
 def _decoded(codec: Codec, key: str, data: bytes) -> tuple[Any, ...]:
     entry = codec.decode(key, data)
     return entry.value, entry.created_at, entry.fresh_until, entry.expires_at, dict(entry.tags)
+
+
+class Picky:
+    """A serializer that has come to refuse what it has written."""
+
+    name, number = "picky", 200
+
+    def __init__(self) -> None:
+        self.error: type[Exception] | None = None
+
+    def dumps(self, value: Any) -> bytes:
+        if self.error:
+            raise self.error
+        return str(value).encode()
+
+    def loads(self, data: bytes | memoryview) -> Any:
+        if self.error:
+            raise self.error
+        return str(bytes(data), "utf-8")
+
+
+@pytest.mark.parametrize("error", [ValueError, RecursionError, MemoryError, KeyError])
+async def test_a_serializer_that_fails_makes_misses(
+    url: str, error: type[Exception], caplog: pytest.LogCaptureFixture
+) -> None:
+    """What it raises is hidden from callers, by whatever call it comes: a miss, or nothing that is stored."""
+    caplog.set_level(logging.CRITICAL)
+    picky = Picky()
+    async with Cache(url, codec=picky) as cache:
+        await cache.set("key", "value", 60)
+        assert await cache.get("key") == "value"
+        picky.error = error
+        assert await cache.get("key", "absent") == "absent"
+        assert await cache.set("key", "other", 60) is False
+        assert await cache.get_or_set("key", lambda: "loaded", 60) == "loaded"
+        assert cache.stats().errors >= 3
+    async with Cache(url, codec=picky, on_error="raise") as cache:
+        await cache.ping()
+        for call in (cache.get("key"), cache.set("key", 1), cache.get_or_set("key", lambda: 1)):
+            with pytest.raises(CacheError):
+                await call
+
+
+async def test_closing_while_it_looks_is_no_failure(
+    server: Server, url: str, proxy: FaultProxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who waits for an answer when the cache is closed is told that, and nothing is logged or counted."""
+    for call in ("get", "set", "get_or_set"):
+        cache = Cache(url.replace(f":{server.port}", f":{proxy.port}"))
+        await cache.set("key", 1, 60)
+        proxy.black_hole()
+        waiting = asyncio.ensure_future(
+            {"get": cache.get, "set": cache.set, "get_or_set": cache.get_or_set}[call](
+                "key", *{"get": (), "set": (2,), "get_or_set": (lambda: 2,)}[call]
+            )
+        )
+        await asyncio.sleep(0.05)
+        await cache.aclose()
+        with pytest.raises(CacheError):
+            await waiting
+        assert cache.stats().errors == 0
+        proxy.healthy()
+    assert not caplog.records

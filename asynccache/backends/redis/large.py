@@ -8,7 +8,7 @@ from asynccache._offloading import joined
 from asynccache.backends.redis.link import Link
 from asynccache.backends.redis.pool import Pool
 from asynccache.backends.redis.reading import CHUNK
-from asynccache.backends.redis.replies import told
+from asynccache.backends.redis.replies import code_of, told
 from asynccache.backends.redis.scripts import COMMIT, LEASE_BYTES, LEASE_MAGIC, MOVE
 from asynccache.backends.redis.slots import slot_of
 from asynccache.backends.redis.wire import KEPT, Asked, pack
@@ -18,6 +18,7 @@ from asynccache.errors import BackendError
 __all__ = ["Store", "commit", "put", "whole"]
 
 _AHEAD: Final = 4
+_ELSEWHERE: Final = frozenset(("MOVED", "ASK", "TRYAGAIN"))
 _STAGED_MILLISECONDS: Final = 60_000  # of what is never moved to its place
 _HEAD: Final = 96  # the lease and the header, with its time and checksum: another value has another one
 
@@ -87,8 +88,13 @@ async def commit(pool: Pool, name: bytes, token: str, now: float, left: int | st
         sending = await _packed((b"SET", staged, data, b"PX", _STAGED_MILLISECONDS))
         script, command = MOVE, pack((b"EVALSHA", MOVE.sha, 2, name, staged, now, token, left))
         sent, moved = link.ask(sending), link.ask(command)
-        told(await sent)
+        failure = await sent
         reply = await moved
+        if isinstance(failure, Exception):
+            if code_of(failure) not in _ELSEWHERE:
+                raise link.refused(failure)
+            script, command = COMMIT, await _packed((b"EVALSHA", COMMIT.sha, 1, name, now, token, left, data))
+            reply = await link.ask(command)
     if isinstance(reply, Exception):
         reply = await pool.again(link, reply, command, script.source, deadline)
     return bool(reply)

@@ -8,6 +8,7 @@ import math
 import secrets
 from asyncio import AbstractEventLoop, Future, get_running_loop
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Final, Protocol, final
 
@@ -124,7 +125,8 @@ class RedisLeases:
 
     def abandon(self, lease: Lease) -> None:
         """Give it back, when nothing can be awaited."""
-        self._store.give_back(self._store.pool(), lease.key.encode(), lease.token)
+        with suppress(BackendError):  # the store is closed
+            self._store.give_back(self._store.pool(), lease.key.encode(), lease.token)
 
     async def wait(self, key: str, *, timeout: float) -> None:
         """Return when the lease was given back, voided or has lapsed, or after ``timeout`` seconds."""

@@ -95,13 +95,13 @@ class RedisShortcut:
         return await self._store.found(pool, pool.link(name), key, name, reply)
 
     def put(self, key: str, value: Any, ttl: float | None) -> Coroutine[Any, Any, bool] | None:
-        """What stores the value; ``None`` when the server's clock is not known yet, or the value is large."""
+        """What stores the value; ``None`` when the server's clock is not known yet, the value is large or cannot be."""
         store = self._store
         pool = store.pool()
         if not pool.met or pool.large_writes or is_large(value):
             return None
         clock, name = self._clock, key.encode()
         data = self._codec.encode_fresh(name, value, clock.monotonic() + clock.epoch + pool.offset, ttl)
-        if len(data) >= CHUNK:
+        if data is None or len(data) >= CHUNK:
             return None
         return store_small(store, pool, name, data, milliseconds(math.inf if ttl is None else ttl))
