@@ -53,7 +53,6 @@ def own_terms(
 
     Raises:
         ConfigError: An option is wrong.
-        ValueError: A duration is not one.
     """
     terms = core.terms
     if policy is not None or ttl is not ... or options:
@@ -70,7 +69,7 @@ def seconds_or_left_out(ttl: Duration | EllipsisType | None) -> float | Ellipsis
     """A ttl in seconds; ``None``, no expiry, and ``...``, left out, stay what they are.
 
     Raises:
-        ValueError: It is no duration.
+        ConfigError: It is no duration.
     """
     return ttl if ttl is None or ttl is ... else seconds(ttl, name="ttl")
 
@@ -79,7 +78,7 @@ def optional_seconds(duration: Duration | None, name: str) -> float | None:
     """A duration in seconds, or ``None``.
 
     Raises:
-        ValueError: It is no duration.
+        ConfigError: It is no duration.
     """
     return None if duration is None else seconds(duration, name=name)
 

@@ -93,7 +93,7 @@ class Claims:
         try:
             return await self._seats.attempt("commit", self._leases.commit(lease, entry), False)
         except EncodeError as error:
-            self._seats.failures.hide("a loaded value could not be stored", error)
+            self._seats.failures.not_stored(entry.value, error)
             return False
 
     def abandon(self) -> None:

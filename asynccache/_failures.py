@@ -54,13 +54,19 @@ class Failures:
         self._quiet_until = -math.inf
         self._unlogged = 0
 
-    async def attempt(self, operation: str, work: Awaitable[T], fallback: F) -> T | F:
+    async def attempt(self, operation: str, work: Awaitable[T], fallback: F, began: float | None = None) -> T | F:
         """The work's result; the fallback when the store fails and failures are to be hidden.
+
+        Args:
+            operation: What is asked of the store.
+            work: The question.
+            fallback: What stands for an answer.
+            began: When it began, where that was earlier, by the stopwatch.
 
         Raises:
             BackendError: The store failed, and ``on_error`` is ``"raise"``.
         """
-        began = stopwatch() if self.timer.wanted else None
+        began = (began or stopwatch()) if self.timer.wanted else None
         try:
             return await work
         except DecodeError as error:
@@ -95,7 +101,7 @@ class Failures:
     def _hide(self, operation: str, failure: BackendError) -> None:
         if callable(self._on_error):
             self._on_error(failure)
-        self.hide(f"{operation} failed", failure.__cause__ or failure)
+        self.hide(f"{operation} failed", failure.__cause__ or failure, failure.reason)
 
     def told(self, what: str, error: BaseException) -> None:
         """Report what a store tells of: a failure that no call raises."""
@@ -105,14 +111,30 @@ class Failures:
             )
         self.report(what, error)
 
-    def hide(self, what: str, error: BaseException) -> None:
+    def hide(self, what: str, error: BaseException, reason: str = "") -> None:
         """Report a failure, and mark the span of the call or load that it happened in."""
         self._hidden(error)
-        self.report(what, error)
+        self.report(what, error, reason)
 
-    def report(self, what: str, error: BaseException) -> None:
-        """Count a failure that no caller sees, and log it, at most once a second; its text may hold a key or a
-        value."""
+    def not_stored(self, value: object, error: BaseException, template: str | None = None) -> None:
+        """Report a loaded value that the store cannot keep: every caller loads it anew.
+
+        Args:
+            value: The value, of which no more is told than its type.
+            error: Why; its text may hold a part of it.
+            template: What its key was made from, where that is known.
+        """
+        where = f" ({template})" if template else ""
+        self.hide(f"a loaded {type(value).__qualname__} could not be stored{where}", error)
+
+    def report(self, what: str, error: BaseException, reason: str = "") -> None:
+        """Count a failure that no caller sees, and log it, at most once a second.
+
+        Args:
+            what: What failed.
+            error: The failure; its text may hold a key or a value, and is not logged.
+            reason: Why, where that is known without them.
+        """
         self.counters.errors += 1
         now = self._clock.monotonic()
         if now < self._quiet_until:
@@ -121,6 +143,6 @@ class Failures:
         self._quiet_until = now + _LOG_SECONDS
         more, self._unlogged = self._unlogged, 0
         _log.warning(
-            "cache %r: %s: %s%s", self._name, what, type(error).__name__,
+            "cache %r: %s: %s%s", self._name, what, reason or getattr(error, "reason", "") or type(error).__name__,
             f" (and {more} more since the last report)" if more else "",
         )  # fmt: skip

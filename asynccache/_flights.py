@@ -275,7 +275,7 @@ class Flights:
             if not leading:
                 counters.coalesced += 1
             result = "error" if status is not Status.VALUE else "miss" if leading else "coalesced"
-        span.result(result)
+        span.result(result, "remote" if status is Status.HIT else None)  # a local hit has no flight
         if status is Status.ERROR:
             raise payload if leading else own_exception(payload)
         if status is Status.TIMEOUT:

@@ -47,7 +47,7 @@ class Keeper:
                 if not flight.void:
                     local.put(flight.key, value, now, ttl, life)
         except EncodeError as error:
-            self._seats.failures.hide("a loaded value could not be stored", error)
+            self._seats.failures.not_stored(value, error, terms.template)
 
     async def keep_remote(self, flight: Flight, prefix: str, value: Any, terms: Terms, load: Load | None) -> None:
         """Store a loaded value in the remote seat, and a copy in the local one, unless a write has overtaken it."""
@@ -83,7 +83,7 @@ class Keeper:
                 return bool(stored)
             return await seats.attempt("set", seats.remote.set(flight.key, entry), False)
         except EncodeError as error:
-            seats.failures.hide("a loaded value could not be stored", error)
+            seats.failures.not_stored(value, error, terms.template)
             return False
 
     async def keep_many(
@@ -137,7 +137,7 @@ class Keeper:
                 try:
                     await seats.keep_many({key: value}, now, lives, terms.shape, overtaken)
                 except EncodeError as error:
-                    seats.failures.hide("a loaded value could not be stored", error)
+                    seats.failures.not_stored(value, error, terms.template)
 
     async def _commit_many(
         self,
@@ -155,7 +155,7 @@ class Keeper:
             try:
                 entry = await seats.entry(value, lives[key], terms.shape)
             except EncodeError as error:
-                seats.failures.hide("a loaded value could not be stored", error)
+                seats.failures.not_stored(value, error, terms.template)
                 continue
             if entry is not None and not overtaken(key):
                 entries.append((key, entry))

@@ -335,7 +335,16 @@ class MemoizedMany(Generic[K, V]):
         return {each: loaded[firsts[full]] for each, full in fulls.items() if firsts[full] in loaded}
 
     async def invalidate(self, *things: K) -> int:
-        """Remove the results; how many were there."""
+        """Remove the results; how many were there.
+
+        Args:
+            *things: One by one, not as a list.
+
+        Raises:
+            TypeError: One of them cannot be one of the things: it has no hash.
+        """
+        for each in things:
+            hash(each)  # a list of things is no thing
         return await self._core.here().delete("cache.delete_many", [self._prefix + self.key(each) for each in things])
 
     def key(self, thing: K) -> str:

@@ -1,5 +1,6 @@
 """From what a user says about stores to the two seats of a cache; nothing is connected yet."""
 
+import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -9,13 +10,13 @@ from asynccache.backends.memory import MemoryBackend
 from asynccache.clock import Clock, SystemClock
 from asynccache.errors import ConfigError, NotSupported
 from asynccache.keys import check_namespace
-from asynccache.policy import Policy
+from asynccache.policy import Policy, PolicyOptions
 from asynccache.telemetry import Telemetry
 
 if TYPE_CHECKING:
     from asynccache.backends.redis.raw import RawRedis
 
-__all__ = ["Opened", "checked_policy", "open_seats", "raw_of"]
+__all__ = ["Opened", "check_options", "checked_policy", "open_seats", "raw_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,31 +70,47 @@ def _opened(
     store: str | Backend | MemoryBackend, clock: Clock, codec: Any, owned: list[MemoryBackend | Backend]
 ) -> Backend | MemoryBackend:
     if not isinstance(store, str):
+        if not (isinstance(store, MemoryBackend) or _is_backend(store)):
+            like = "; take RedisBackend.like(client)" if hasattr(store, "connection_pool") else ""
+            kind = type(store).__name__
+            raise ConfigError(f"a store is a URL such as redis://localhost:6379/0 or a backend, not a {kind}{like}")
+        if codec is not None:
+            raise ConfigError("codec goes with a store's URL; a store that is given has its own already")
         return store
     opened: Backend | MemoryBackend = open_store(store, clock=clock, codec=codec)
     owned.append(opened)
     return opened
 
 
-def checked_policy(
-    ttl: Any, policy: Policy | None, *, on_error: Any, telemetry: Any, name: Any, namespace: str
-) -> Policy:
-    """The policy of a cache whose options are right.
+def _is_backend(store: object) -> bool:
+    return not isinstance(store, type) and hasattr(store, "name") and hasattr(store, "get")
+
+
+def check_options(*, on_error: Any, telemetry: Any, name: Any, namespace: str) -> None:
+    """See to it that they are what they must be.
 
     Raises:
-        ConfigError: One of them is wrong.
-        InvalidKeyError: The namespace is.
+        ConfigError: One of them is not.
+        InvalidKeyError: The namespace is not.
     """
-    if on_error not in ("degrade", "raise") and not callable(on_error):
-        raise ConfigError(f'on_error is "degrade", "raise" or a function, not {on_error!r}')
+    if (on_error not in ("degrade", "raise") and not callable(on_error)) or inspect.iscoroutinefunction(on_error):
+        raise ConfigError(f'on_error is "degrade", "raise" or a plain function, not {on_error!r}')
     if telemetry not in ("auto", "off") and not isinstance(telemetry, Telemetry):
         raise ConfigError(f'telemetry is "auto", "off" or a Telemetry, not {telemetry!r}')
     if not isinstance(name, str) or not name:
         raise ConfigError(f"name is a non-empty text, not {name!r}")
+    check_namespace(namespace)
+
+
+def checked_policy(ttl: Any, policy: Policy | None, options: PolicyOptions) -> Policy:
+    """The policy of a cache.
+
+    Raises:
+        ConfigError: An option is wrong.
+    """
     if policy is not None and not isinstance(policy, Policy):
         raise ConfigError(f"policy is a Policy, not {policy!r}")
-    check_namespace(namespace)
-    terms = policy or Policy()
+    terms = (policy or Policy()).but(**options)
     return terms if ttl is ... else terms.but(ttl=ttl)
 
 

@@ -10,6 +10,7 @@ stored under another type is a miss.
 import dataclasses
 import enum
 import importlib
+import re
 import sys
 import types
 import typing
@@ -218,15 +219,27 @@ def _dumped(value: Any, ways: Sequence[Callable[[Any], Any]], load: Callable[[An
     The first way makes plain JSON, in which a date is a text. Where that does not come back, as in a field of any type,
     the second leaves to the serializer what it brings back by itself.
     """
+    where = ""
     for way in ways:
         try:
             plain = way(value)
             back = load(plain)
-        except Exception:  # its text may hold the value
+        except Exception as error:  # its text may hold the value
+            where = where or _place_in(error)
             continue
         if _same(value, back):
             return plain
-    raise EncodeError(f"a {type(value).__qualname__} is not {_name(annotation)}, or would not come back the same")
+    kind = type(value).__qualname__
+    raise EncodeError(f"a {kind} is not as {_name(annotation)} says{where}, or would not come back the same")
+
+
+def _place_in(error: Exception) -> str:
+    """Where a library has found what is not of its type, without what was found."""
+    found = _PLACE.search(str(error))
+    return f" at {found[1]}" if found else ""
+
+
+_PLACE: Final = re.compile(r"- at `(\$[\w.\[\]]+)`")  # as msgspec has it: names of fields, no keys of a dict
 
 
 def _loaded(plain: Any, make: Callable[[Any], Any], annotation: Any) -> Any:

@@ -37,7 +37,9 @@ def open_store(store: str, *, clock: Clock, codec: Any = None) -> Any:
     """
     url = _split(store)
     if not url.scheme or "://" not in store:
-        raise ConfigError("a store is a URL such as memory://?max_entries=1000, or a backend object")
+        raise ConfigError(
+            "a store is a URL such as redis://localhost:6379/0 or memory://?max_entries=1000, or a backend object"
+        )
     pairs = parse_qsl(url.query, keep_blank_values=True)
     query = dict(pairs)
     if len(query) != len(pairs):

@@ -19,7 +19,7 @@ from asynccache._detours import override
 from asynccache._dispatcher import Dispatcher
 from asynccache._failures import OnError
 from asynccache._memoize import KeyRule, Memoized, MemoizedMany, memoized
-from asynccache._opening import checked_policy, open_seats, raw_of
+from asynccache._opening import check_options, checked_policy, open_seats, raw_of
 from asynccache._short_way import Get, GetOrSet, bind_get, bind_get_or_set, put_remote
 from asynccache._typed_cache import TypedCache
 from asynccache.backend import Backend, OnlyIf
@@ -66,6 +66,7 @@ class Cache:
         on_error: ``"degrade"``, ``"raise"``, or a function that is told of every failure that was hidden.
         telemetry: ``"auto"``, ``"off"``, or a `Telemetry`.
         clock: Where time comes from.
+        **options: Options of the policy.
 
     Raises:
         ConfigError: An option is unknown, ill-typed, or contradicts another.
@@ -95,8 +96,10 @@ class Cache:
         on_error: OnError = "degrade",
         telemetry: Literal["auto", "off"] | Telemetry = "auto",
         clock: Clock | None = None,
+        **options: Unpack[PolicyOptions],
     ) -> None:
-        terms = checked_policy(ttl, policy, on_error=on_error, telemetry=telemetry, name=name, namespace=namespace)
+        check_options(on_error=on_error, telemetry=telemetry, name=name, namespace=namespace)
+        terms = checked_policy(ttl, policy, options)
         opened = open_seats(store, local, clock, codec)
         core = Dispatcher(
             local=opened.local,
@@ -112,8 +115,7 @@ class Cache:
         self._bind(core, "" if opened.private or not namespace else escaped(namespace) + ":")
 
     def _bind(self, core: Dispatcher, prefix: str) -> None:
-        self._core = core
-        self._prefix = prefix
+        self._core, self._prefix = core, prefix
         self.get = bind_get(core, prefix)
         self.get_or_set = bind_get_or_set(core, prefix)
 
@@ -327,7 +329,6 @@ class Cache:
         Raises:
             ConfigError: A template names no parameter, or an option is wrong; at decoration.
         """
-
         tags = options.get("tags", ())
         rest = cast(PolicyOptions, {name: value for name, value in options.items() if name != "tags"})
         if isinstance(tags, str):
@@ -361,7 +362,6 @@ class Cache:
             policy: How to load, instead of the cache's policy.
             **options: Options of the policy.
         """
-
         return partial(
             MemoizedMany,
             cache=self,

@@ -5,6 +5,8 @@ import re
 from datetime import timedelta
 from typing import TypeAlias
 
+from asynccache.errors import ConfigError
+
 __all__ = ["Duration", "seconds"]
 
 Duration: TypeAlias = int | float | timedelta | str
@@ -24,11 +26,11 @@ def seconds(duration: Duration, *, name: str = "duration") -> float:
         name: What to call it in the error.
 
     Raises:
-        ValueError: It is zero, negative, NaN, infinite, not a duration at all; the message says what was given.
+        ConfigError: It is zero, negative, NaN, infinite, not a duration at all; the message says what was given.
     """
     value: float
     if isinstance(duration, bool):
-        raise ValueError(f"{name}: {duration!r} is not a duration")
+        raise ConfigError(f"{name}: {duration!r} is not a duration")
     if isinstance(duration, int | float):
         try:
             value = float(duration)
@@ -40,10 +42,10 @@ def seconds(duration: Duration, *, name: str = "duration") -> float:
         value = sum(float(number) * _UNIT_SECONDS[unit] for number, unit in _PART.findall(duration))
     else:
         shown = repr(duration)
-        raise ValueError(
+        raise ConfigError(
             f"{name}: {shown if len(shown) <= 80 else shown[:77] + '...'} is not a duration; "
             'write seconds, a timedelta, or text such as "250ms", "90s", "1h30m", "2d"'
         )
     if not 0 < value < math.inf:
-        raise ValueError(f"{name}: {duration!r} is not a positive, finite duration (None means no expiry)")
+        raise ConfigError(f"{name}: {duration!r} is not a positive, finite duration (None means no expiry)")
     return value

@@ -48,7 +48,13 @@ class CacheError(Exception):
 
 
 class BackendError(CacheError):
-    """Raised when a store fails, with its library's exception as ``__cause__``."""
+    """Raised when a store fails, with its library's exception as ``__cause__``.
+
+    Attributes:
+        reason: Why, in words for a log: without keys and values. Empty where only the kind of error is known.
+    """
+
+    reason = ""
 
 
 class BackendUnavailable(BackendError):

@@ -159,6 +159,12 @@ class KeyBuilder:
         elif isinstance(key, str):
             template = KeyTemplate(key, self.parameters, function=self.name)
             used = template.used
+            given = [p.name for p in parameters[_is_method(function) :] if not _is_ignored(p, function)]
+            if given and not used:
+                raise ConfigError(
+                    f"{self.name}: the key {key!r} would be one for all of its calls; it has no field such as "
+                    f"{{{given[0]}}} (if that is meant: key=lambda *_, **__: {key!r})"
+                )
             self._render = template.render
             self.pure = template.pure
         elif callable(key) and not inspect.iscoroutinefunction(key):
@@ -262,6 +268,11 @@ def _name_in_keys(function: Callable[..., Any], name: str, prefix: str | None) -
         return check_key(prefix)
     except InvalidKeyError as error:
         raise ConfigError(f"{name}: prefix: {error}") from error
+
+
+def _is_method(function: Callable[..., Any]) -> bool:
+    """Whether its first parameter is, by all custom, the instance or the class."""
+    return next(iter(inspect.signature(function).parameters), "") in ("self", "cls")
 
 
 def _is_ignored(parameter: inspect.Parameter, function: Callable[..., Any]) -> bool:

@@ -1,7 +1,8 @@
 """How a value is loaded, kept and replaced."""
 
+import difflib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, TypeAlias, TypedDict
 
 from asynccache.duration import Duration, seconds
@@ -55,8 +56,7 @@ class Policy:
         """Check every option and bring it to its one form.
 
         Raises:
-            ConfigError: An option is out of range, or two contradict each other.
-            ValueError: A duration is not one.
+            ConfigError: An option is out of range, or no duration, or two contradict each other.
         """
         for name in (
             "ttl",
@@ -87,6 +87,9 @@ class Policy:
             raise ConfigError(f'lock is "shared", "local" or "none", not {self.lock!r}')
         if self.sliding and self.refresh_ahead is not None:
             raise ConfigError("sliding and refresh_ahead contradict each other: a sliding entry in use never ages")
+        soft, hard = self.soft_timeout, self.hard_timeout
+        if soft is not None and hard is not None and seconds(soft) > seconds(hard):
+            raise ConfigError("soft_timeout is longer than hard_timeout: nobody would ever have waited so long")
         if self.cache_if is not None and not callable(self.cache_if):
             raise ConfigError(f"cache_if is a function of the value, not {self.cache_if!r}")
         if isinstance(self.tags, str):
@@ -100,13 +103,15 @@ class Policy:
         """A copy with other options.
 
         Raises:
-            ConfigError: There is no such option, or it is out of range.
-            ValueError: A duration is not one.
+            ConfigError: There is no such option, or it is not what it must be.
         """
-        try:
-            return replace(self, **options)
-        except TypeError as error:
-            raise ConfigError(str(error)) from error
+        known = [each.name for each in fields(self)]
+        for name in options:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
+                raise ConfigError(f"a policy has no option {name!r}; {hint}")
+        return replace(self, **options)
 
 
 class PolicyOptions(TypedDict, total=False):
@@ -197,7 +202,7 @@ class Terms:
         """How long this value is fresh, in seconds; ``None`` for ever.
 
         Raises:
-            ValueError: The function of the value returned no duration.
+            ConfigError: The function of the value returned no duration.
         """
         if value is None and self.negative_ttl is not None:
             return self.negative_ttl

@@ -67,7 +67,7 @@ class Telemetry:
         if self.keys not in ("off", "raw", "template", "hash"):
             raise ConfigError(f'keys is "off", "raw", "template" or "hash", not {self.keys!r}')
         if not isinstance(self.hash_secret, bytes) or len(self.hash_secret) > _LONGEST_SECRET:
-            raise ConfigError(f"hash_secret is at most {_LONGEST_SECRET} bytes")
+            raise ConfigError(f"hash_secret is a bytes object of at most {_LONGEST_SECRET} bytes: b'...'")
         if self.keys == "hash" and not self.hash_secret:
             raise ConfigError('keys="hash" needs a hash_secret')
 

@@ -4,12 +4,24 @@ import asyncio
 import math
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_asyncio
+from redis.asyncio import Redis
 
-from asynccache import MISSING, Cache, EncodeError, InvalidKeyError, MemoryBackend, Policy, Stats
+from asynccache import (
+    MISSING,
+    BackendError,
+    Cache,
+    ConfigError,
+    EncodeError,
+    InvalidKeyError,
+    MemoryBackend,
+    Policy,
+    Stats,
+)
 from asynccache.clock import SystemClock
 from asynccache.testing import TravellingClock
 
@@ -253,3 +265,35 @@ async def test_a_bad_name_of_a_view() -> None:
     for name in ("", "a\0b", 5):
         with pytest.raises(InvalidKeyError):
             Cache().namespace(name)
+
+
+def test_a_cache_takes_the_options_of_its_policy() -> None:
+    """Beside ``ttl``; what is no option is told with what was perhaps meant."""
+    cache = Cache(ttl="5m", grace="1h", policy=Policy(jitter=0.1))
+    assert cache._core.policy == Policy(ttl="5m", grace="1h", jitter=0.1)
+    with pytest.raises(ConfigError, match="did you mean 'ttl'"):
+        Cache(tll="5m")  # type: ignore[call-arg]
+    with pytest.raises(ConfigError, match="'ten' is not a duration"):
+        Cache(ttl="ten")
+
+
+@pytest.mark.parametrize("store", [5, None, Path("/tmp"), Redis(), MemoryBackend])
+def test_what_is_no_store_is_refused(store: Any) -> None:
+    """By a sentence that says what would be one."""
+    with pytest.raises(ConfigError, match="a store is a URL"):
+        Cache(store)
+
+
+def test_a_codec_beside_a_store_object_is_refused() -> None:
+    """It would be left aside: values that were to be encrypted would lie there as they are."""
+    with pytest.raises(ConfigError, match="codec goes with"):
+        Cache(MemoryBackend(), codec="json")
+
+
+async def test_an_async_on_error_is_refused() -> None:
+    """Nobody would await it."""
+
+    async def told(error: BackendError) -> None: ...
+
+    with pytest.raises(ConfigError, match="plain function"):
+        Cache(on_error=told)

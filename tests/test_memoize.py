@@ -595,11 +595,11 @@ class TestOptions:
         for name in ("a", "b"):
             async with Cache(store, namespace=name, name=name) as cache:
 
-                @cache.memoize(key="k")
-                async def f(name: str = name) -> str:
+                @cache.memoize(key="k:{number}")
+                async def f(number: int, name: Annotated[str, Ignore] = name) -> str:
                     return name
 
-                found += [await f(), await f()]
+                found += [await f(1), await f(1)]
         assert found == ["a", "a", "b", "b"]
 
 
@@ -863,3 +863,39 @@ async def test_left_out_by_annotation_under_a_text(cache: Cache) -> None:
     await f(1, object())
     await f(1)
     assert runs == [1]
+
+
+def test_a_key_without_fields_is_one_for_all_calls() -> None:
+    """A brace that was forgotten is told of when the function is decorated, not by the data of the first caller."""
+    cache = Cache()
+    with pytest.raises(ConfigError, match=r"\{user_id\}"):
+
+        @cache.memoize(key="user:user_id")
+        async def get_user(user_id: int) -> None: ...
+
+    @cache.memoize(key="all")
+    async def nothing_given() -> None: ...
+
+    @cache.memoize(key="all")
+    async def nothing_that_counts(session: Annotated[object, Ignore]) -> None: ...
+
+    @cache.memoize(key=lambda *_: "all")
+    async def meant(user_id: int) -> None: ...
+
+    class Repository:
+        @cache.memoize(key="all")
+        async def everything(self) -> None: ...
+
+
+async def test_invalidating_a_list_is_refused() -> None:
+    """Things are invalidated one by one: a list of them is none."""
+    cache = Cache()
+
+    @cache.memoize_many(key="user:{id}")
+    async def get_users(ids: list[int]) -> dict[int, str]:
+        return dict.fromkeys(ids, "user")
+
+    await get_users([1, 2])
+    with pytest.raises(TypeError):
+        await get_users.invalidate([1, 2])  # type: ignore[arg-type]
+    assert await get_users.invalidate(1, 2) == 2

@@ -82,3 +82,10 @@ def test_terms_have_every_option_of_a_policy():
     assert not terms.ordinary
     assert Terms.of(Policy()).patient
     assert not terms.patient
+
+
+def test_a_soft_timeout_past_the_hard_one_is_refused() -> None:
+    """It would never be reached."""
+    with pytest.raises(ConfigError, match="soft_timeout"):
+        Policy(soft_timeout="5s", hard_timeout="1s")
+    assert Policy(soft_timeout="1s", hard_timeout="1s").soft_timeout == 1

@@ -57,7 +57,7 @@ CALLS: Final = {
 
 CONSTRUCTORS: Final = {
     Cache: "(store='memory://', *, local=None, name='default', namespace='', ttl=..., policy=None, codec=None, "
-    "on_error='degrade', telemetry='auto', clock=None)",
+    "on_error='degrade', telemetry='auto', clock=None, **options)",
     Policy: "(*, ttl=None, grace=None, grace_throttle=30.0, refresh_ahead=None, jitter=0.0, soft_timeout=None, "
     "hard_timeout=None, background_timeout=30.0, sliding=False, negative_ttl=None, cache_if=None, lock='shared', "
     "tags=())",

@@ -192,7 +192,11 @@ def _check_make(words: Sequence[str]) -> None:
 
 def _check_python(words: Sequence[str]) -> None:
     if words[:1] == ["-m"]:
-        assert words[1:] == ["pip", "install", "."]
+        assert words[1:3] == ["pip", "install"]
+        extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"][
+            "optional-dependencies"
+        ]
+        assert set(words[3].removeprefix(".").strip("[]").split(",")) - {""} <= set(extras)
     else:
         assert (ROOT / words[0]).is_file()
 
@@ -204,6 +208,7 @@ def _check_export(words: Sequence[str]) -> None:
 _COMMANDS: Final[dict[str, Callable[[Sequence[str]], None]]] = {
     "make": _check_make,
     "python": _check_python,
+    ".venv/bin/python": _check_python,
     "export": _check_export,
 }
 

@@ -47,7 +47,7 @@ from asynccache import Cache, CacheError, Caches, ConfigError, Policy, Telemetry
 from asynccache.backend import Lease
 from asynccache.backends.redis import RedisBackend
 from asynccache.entry import Entry
-from asynccache.errors import BackendError
+from asynccache.errors import BackendError, BackendUnavailable
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("nothing_left")]
 
@@ -1528,3 +1528,41 @@ async def test_password_that_becomes_right(server: Server) -> None:
                 await asyncio.sleep(0.01)
             guarded.command("CONFIG", "SET", "requirepass", SECRET)
             await holds_within(lambda: well(cache), HEALED_SECONDS)
+
+
+# What the log says
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("redis://127.0.0.1:1", "redis at 127.0.0.1:1: no connection: ConnectionRefusedError"),
+        ("unix:///nowhere/socket", "redis at /nowhere/socket: no connection: FileNotFoundError"),
+    ],
+)
+async def test_the_log_says_which_server_and_why(url: str, reason: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Who reads it at night sees what to mend, and the callers of later calls are told the reason too."""
+    async with Cache(url) as cache:
+        await cache.get("key")
+    assert [record.getMessage() for record in caplog.records] == [f"cache 'default': get failed: {reason}"]
+    async with Cache(url, on_error="raise") as cache:
+        for _ in range(3):
+            with pytest.raises(BackendUnavailable, match="no connection") as caught:
+                await cache.get("key")
+            assert caught.value.__cause__ is not None
+
+
+async def test_the_log_says_that_the_password_is_wrong(caplog: pytest.LogCaptureFixture) -> None:
+    """And not the password."""
+    with Server() as server:
+        server.command("CONFIG", "SET", "requirepass", "right")
+        for url, reason in (
+            (server.url, "NOAUTH"),
+            (server.url.replace("://", "://:wrong-one@"), "WRONGPASS"),
+            (server.url.replace("://", "://:right@") + "/99", "there is no database 99"),
+        ):
+            caplog.clear()
+            async with Cache(url) as cache:
+                await cache.get("key")
+            [record] = caplog.records
+            assert record.getMessage() == f"cache 'default': get failed: redis at 127.0.0.1:{server.port}: {reason}"

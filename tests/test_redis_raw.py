@@ -88,7 +88,7 @@ async def test_a_command_that_fails_is_raised(store):
     await store.raw.command("SET", "key", "text")
     with pytest.raises(BackendError, match="WRONGTYPE") as caught:
         await store.raw.command("LPUSH", "key", "x")
-    assert "key" not in str(caught.value)
+    assert "wrong kind of value" in str(caught.value)  # who wrote the command may read all of it
     with pytest.raises(BackendError):
         await store.raw.command("NOSUCHCOMMAND")
     with pytest.raises(BackendError):

@@ -49,7 +49,7 @@ class TravellingClock:
             duration: How much, in any form of a duration.
 
         Raises:
-            ValueError: It is not a positive duration.
+            ConfigError: It is not a positive duration.
         """
         end = self._now + seconds(duration)
         while self._alarms and self._alarms[0][0] <= end:

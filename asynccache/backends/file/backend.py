@@ -74,7 +74,7 @@ class FileBackend:
     ) -> None:
         self.path = Path(path).absolute()
         self.clock = clock or SystemClock()
-        self.codec = codec or Codec()
+        self.codec = codec_of(codec)
         self.reports = Reports()
         self.coherence = None
         self.shortcut = None

@@ -325,6 +325,7 @@ def translated(error: sqlite3.Error | OSError) -> BackendError:
     else:
         kind = BackendUnavailable
     failure = kind(f"the file store failed: {error}")
+    failure.reason = str(failure)  # SQLite and the system name tables and paths
     failure.__cause__ = error
     return failure
 

@@ -81,6 +81,8 @@ def settings_of(url: SplitResult, query: Mapping[str, str]) -> Settings:
         topology = cast(Topology, kind)
     shown = f"{url.scheme}://"
     options = Options(shown, query)
+    if scheme != "unix" and ("@" in url.path or any("@" in name for name in query)):
+        raise ConfigError(f"{shown} a / in a user name or a password is written as %2F, a ? as %3F")
     user, _, netloc = url.netloc.rpartition("@")
     path = unquote(url.path)
     service, db = "", 0

@@ -20,7 +20,7 @@ from asynccache.backends.redis.plain import PlainValues
 from asynccache.backends.redis.pool import Pool
 from asynccache.backends.redis.raw import RawRedis
 from asynccache.backends.redis.reading import CHUNK, first_chunk
-from asynccache.backends.redis.replies import foreign, told
+from asynccache.backends.redis.replies import ErrorReply, code_of, foreign, told
 from asynccache.backends.redis.scripts import DELETE, LEASE_BYTES, LEASE_MAGIC, PUT_IF, SWAP, TOUCH
 from asynccache.backends.redis.shortcut import RedisShortcut, store_small
 from asynccache.backends.redis.times import milliseconds
@@ -28,7 +28,7 @@ from asynccache.backends.redis.tracker import Tracker
 from asynccache.backends.redis.wire import Wire, pack
 from asynccache.backends.redis.writing import change
 from asynccache.clock import Clock, SystemClock
-from asynccache.codec import Codec
+from asynccache.codec import Codec, codec_of
 from asynccache.entry import Entry
 from asynccache.errors import BackendError, BackendUnavailable, DecodeError
 
@@ -53,7 +53,7 @@ class RedisBackend:
     def __init__(self, settings: Settings, *, codec: Codec | None = None, clock: Clock | None = None) -> None:
         self.settings = settings
         self.clock = clock or SystemClock()
-        self.codec = codec or Codec()
+        self.codec = codec_of(codec)
         self.reports = Reports()
         self.coherence = Tracker(self._watched)
         self.intents = Intents()
@@ -325,7 +325,10 @@ class RedisBackend:
         self.coherence.connected(told=link.tracking)
         if pool.clustered and not pool.mapped:
             [asked] = wire.urgent(pack(("CLUSTER", "SLOTS")))
-            pool.learn(link, told(await asked))
+            table = await asked
+            if isinstance(table, ErrorReply) and code_of(table) == "ERR":
+                raise BackendUnavailable("redis: the server is no part of a cluster")
+            pool.learn(link, told(table))
         await pool.repayment.at_opening(link, wire)
 
     def now(self) -> float:

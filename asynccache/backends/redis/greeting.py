@@ -8,7 +8,7 @@ from asynccache.backends.redis.address import Settings
 from asynccache.backends.redis.replies import ErrorReply, code_of, told
 from asynccache.backends.redis.wire import Wire, pack
 from asynccache.clock import Clock
-from asynccache.errors import BackendUnavailable
+from asynccache.errors import BackendError, BackendUnavailable
 
 __all__ = ["Greeting", "greet"]
 
@@ -74,6 +74,8 @@ async def greet(wire: Wire, settings: Settings, clock: Clock, *, track_all: bool
     )
     # A server that does not want to hear our name does no harm.
     _, _, _, database, role, tracking, time = [await each for each in wire.urgent(*map(pack, commands))]
+    if isinstance(database, ErrorReply) and settings.db and code_of(database) == "ERR":
+        raise BackendError(f"redis: there is no database {settings.db}")
     told(database)
     if master and not isinstance(role, ErrorReply) and told(role)[0] != b"master":
         raise BackendUnavailable("redis: the server is not a master")

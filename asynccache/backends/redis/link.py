@@ -11,7 +11,7 @@ from asynccache._background import Background
 from asynccache._breaker import Breaker, BreakerState
 from asynccache.backends.redis.address import Address, Settings
 from asynccache.backends.redis.greeting import greet
-from asynccache.backends.redis.replies import ErrorReply, code_of, translated
+from asynccache.backends.redis.replies import ErrorReply, away, code_of, translated
 from asynccache.backends.redis.wire import Asked, Wire, pack
 from asynccache.clock import Clock, stopwatch
 from asynccache.errors import BackendError, BackendTimeout, BackendUnavailable
@@ -97,6 +97,7 @@ class Link:
         self._given_up = False
         self._closed = False
         self._tried_at = -_LEAST_PAUSE
+        self._last: BackendError | None = None  # why the latest attempt failed
         self.address: Address | None = None
         self.offset = 0.0
         self.tracking = False
@@ -124,20 +125,16 @@ class Link:
         Raises:
             BackendUnavailable: The server is away, and it is too early to try again.
         """
-        trip = round_trip(name or name_of(command), self.where()) if traced and recording() else None
-        try:
-            wire = self._wire
-            if wire is None or wire.lost:
-                wire = self._begin()
-            elif not wire.opened and self._breaker.tripped:
-                raise BackendUnavailable(_AWAY)
-            asked = wire.ask(command, extra, deadline)
-        except BackendError as error:
+        wire = self._wire
+        if wire is None or wire.lost:
+            wire = self._begin()
+        elif not wire.opened and self._breaker.tripped:
+            raise self._away()
+        asked = wire.ask(command, extra, deadline)
+        if traced and recording():
+            trip = round_trip(name or name_of(command), self.where())
             if trip is not None:
-                trip.end(error)
-            raise
-        if trip is not None:
-            asked.add_done_callback(partial(_answered, trip))
+                asked.add_done_callback(partial(_answered, trip))
         return asked
 
     def where(self) -> Mapping[str, str | int]:
@@ -199,7 +196,7 @@ class Link:
         if self._background.ending:
             raise BackendUnavailable(_ENDED)
         if not self._breaker.allows():
-            raise BackendUnavailable(_AWAY)
+            raise self._away()
         wire = Wire(
             self._loop,
             timeout=self._owner.settings.timeout,
@@ -213,7 +210,7 @@ class Link:
         self.attempts += 1
         self._background.start(self._live(wire), Context())
         if tripped:
-            raise BackendUnavailable(_AWAY)  # the attempt goes on without the caller
+            raise self._away()  # the attempt goes on without the caller
         return wire
 
     async def _live(self, wire: Wire) -> None:
@@ -237,16 +234,16 @@ class Link:
                 await self._owner.opening(self, wire)
             if not wire.lost:
                 opened = True
+                self._last = None
                 self._breaker.succeeded()
                 self._keeper = asyncio.current_task()
                 wire.open()
                 self.send = wire.ask
                 await self._keep(wire)
         except (OSError, BackendError) as error:  # TimeoutError is one too
-            failure = _failure(error)
+            failure = self._last = self._failure(error)
         except (ValueError, TypeError, LookupError) as error:
-            failure = BackendUnavailable("redis: what answers there is no Redis")
-            failure.__cause__ = error
+            failure = self._last = away(self._place(), "what answers there is no Redis", error)
         except asyncio.CancelledError:
             if opened and not wire.lost:
                 await self._go_last(wire)
@@ -301,6 +298,29 @@ class Link:
             _last.discard(task)
             self._background.ending = False
 
+    def _failure(self, error: BaseException) -> BackendError:
+        """What an attempt to connect has come to; with the server's name, for the log."""
+        if isinstance(error, BackendError):
+            failure = error
+        elif isinstance(error, TimeoutError):
+            failure = BackendTimeout("redis: no connection in time")
+        else:
+            failure = BackendUnavailable(f"redis: no connection: {type(error).__name__}")
+        if failure is not error:
+            failure.__cause__ = error
+        failure.reason = f"redis at {self._place()}: {str(failure).removeprefix('redis: ')}"
+        return failure
+
+    def _away(self) -> BackendUnavailable:
+        """That nobody asks it just now, and why."""
+        last = self._last
+        why = "" if last is None else f" ({str(last).removeprefix('redis: ')})"
+        return away(self._place(), _AWAY + why, last)
+
+    def _place(self) -> str:
+        places = self._owner.settings.addresses if self.address is None else [self.address]
+        return ", ".join(place if isinstance(place, str) else f"{place[0]}:{place[1]}" for place in places)
+
     def _lost(self, error: BaseException | None) -> None:
         wire = self._wire
         if isinstance(error, BackendTimeout) or (wire is not None and not wire.proved and not self._given_up):
@@ -326,16 +346,7 @@ def _answered(trip: RoundTrip, asked: Asked) -> None:
 
 
 _ENDED: Final = "redis: the loop has ended"
-_AWAY: Final = "redis: the server is away"
+_AWAY: Final = "the server is away"
 _PING: Final = pack(("PING",))
 _TRACK_NOTHING: Final = pack(("CLIENT", "TRACKING", "OFF"))
 _TRACK_ALL: Final = pack(("CLIENT", "TRACKING", "ON"))
-
-
-def _failure(error: BaseException) -> BackendError:
-    if isinstance(error, BackendError):
-        return error
-    kind = BackendTimeout if isinstance(error, TimeoutError) else BackendUnavailable
-    failure = kind(f"redis: no connection: {type(error).__name__}")
-    failure.__cause__ = error
-    return failure

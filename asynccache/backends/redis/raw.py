@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, final
 from asynccache.backends.redis.address import Settings
 from asynccache.backends.redis.patterns import escaped
 from asynccache.backends.redis.pool import Pool
-from asynccache.backends.redis.replies import told, translated
+from asynccache.backends.redis.replies import ErrorReply, told, translated
 from asynccache.backends.redis.wire import pack
 from asynccache.errors import BackendError, NotSupported
 
@@ -57,7 +57,10 @@ class RawRedis:
             BackendError: The server said no, or did not answer.
         """
         _check(arguments)
-        return await self._store.pool().ask(_key_of(arguments), *arguments)
+        try:
+            return await self._store.pool().ask(_key_of(arguments), *arguments)
+        except BackendError as error:
+            raise _in_full(error) from error.__cause__
 
     async def pipeline(self, commands: Sequence[Sequence[Argument]], *, transaction: bool = False) -> list[Any]:
         """The replies to commands that leave together, in their order; a failure stands where its reply would.
@@ -77,7 +80,8 @@ class RawRedis:
             _check(command)
         pool = self._store.pool()
         if not transaction:
-            return await pool.ask_all([(_key_of(command), pack(tuple(command))) for command in commands])
+            replies = await pool.ask_all([(_key_of(command), pack(tuple(command))) for command in commands])
+            return [_in_full(each) if isinstance(each, BackendError) else each for each in replies]
         whole = b"".join((_MULTI, *(pack(tuple(command)) for command in commands), _EXEC))
         key = _key_of(commands[0])
         if not pool.mapped:
@@ -85,8 +89,8 @@ class RawRedis:
         reply = await pool.link(key).ask(whole, len(commands) + 1)
         if isinstance(reply, Exception):
             pool.refresh()  # perhaps the slot has moved: the next one finds it
-            raise translated(reply)
-        return [translated(each) if isinstance(each, Exception) else each for each in reply]
+            raise _in_full(translated(reply))
+        return [_in_full(translated(each)) if isinstance(each, Exception) else each for each in reply]
 
     async def scan(self, match: str = "*", *, prefix: str = "") -> AsyncIterator[bytes]:
         """The keys of all servers that match, perhaps some of them twice.
@@ -133,6 +137,15 @@ class RawRedis:
             credential_provider=settings.credentials,
             socket_connect_timeout=settings.connect_timeout,
         )
+
+
+def _in_full(error: BackendError) -> BackendError:
+    """The failure with all that the server said: who wrote the command may read it."""
+    if not isinstance(error.__cause__, ErrorReply):
+        return error
+    failure = type(error)(f"redis: {error.__cause__}")
+    failure.__cause__ = error.__cause__
+    return failure
 
 
 def _check(arguments: Sequence[Argument]) -> None:

@@ -7,7 +7,7 @@ import hiredis
 
 from asynccache.errors import BackendError, BackendUnavailable
 
-__all__ = ["ErrorReply", "code_of", "foreign", "told", "translated"]
+__all__ = ["ErrorReply", "away", "code_of", "foreign", "told", "translated"]
 
 ErrorReply = hiredis.ReplyError
 """The server said no; it comes as a value, also inside of other replies."""
@@ -35,7 +35,22 @@ def translated(error: BaseException) -> BackendError:
         return error
     code = code_of(error)
     failure = (BackendUnavailable if code in _AWAY else BackendError)(f"redis: {code}")
+    failure.reason = f"redis: {code}"
     failure.__cause__ = error
+    return failure
+
+
+def away(where: str, reason: str, cause: BaseException | None = None) -> BackendUnavailable:
+    """The failure of a call to a server that cannot be asked.
+
+    Args:
+        where: Which server.
+        reason: Why, without keys and values.
+        cause: What was raised when it was asked last.
+    """
+    failure = BackendUnavailable(f"redis: {reason}")
+    failure.reason = f"redis at {where}: {reason}"
+    failure.__cause__ = cause
     return failure
 
 
