@@ -94,6 +94,8 @@ class RemoteTags:
                 versions[tag] = fresh
             else:
                 other = await self._backend.get(key)
+                if other is None:  # gone again, or not to be read
+                    await self._backend.set(key, Entry(value=fresh, created_at=now))
                 versions[tag] = fresh if other is None else str(other.value)
         return versions
 

@@ -175,7 +175,7 @@ class Codec:
             body = self._body(value)
         except Exception:  # as in plain_value
             return None
-        fresh = FOREVER if ttl is None else int(ttl * SPAN_TICKS)
+        fresh = FOREVER if ttl is None else int(min(ttl * SPAN_TICKS, FOREVER))
         if len(body) >= self._simple_below or fresh > LONGEST:
             until = math.inf if ttl is None else now + ttl
             entry = Entry(value=None, created_at=now, fresh_until=until, expires_at=until)

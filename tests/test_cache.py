@@ -277,7 +277,9 @@ def test_a_cache_takes_the_options_of_its_policy() -> None:
         Cache(ttl="ten")
 
 
-@pytest.mark.parametrize("store", [5, None, Path("/tmp"), Redis(), MemoryBackend])
+@pytest.mark.parametrize(
+    "store", [5, None, Path("/tmp"), Redis(), MemoryBackend], ids=["5", "None", "Path", "Redis", "class"]
+)
 def test_what_is_no_store_is_refused(store: Any) -> None:
     """By a sentence that says what would be one."""
     with pytest.raises(ConfigError, match="a store is a URL"):

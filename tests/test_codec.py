@@ -849,7 +849,7 @@ class Numbers:
         (Codec("bytes", keys=["0123456789abcdef"]), b"value"),
         (Codec("pickle", keys=["0123456789abcdef"], encrypt=True), {1}),
     ],
-    ids=repr,
+    ids=["bytes", "str", "own", "signed", "encrypted"],
 )
 async def test_tags_go_with_every_serializer(tmp_path: Path, store: str, codec: Any, value: Any) -> None:
     """A tag's version is no value of the user's: what keeps bytes alone has tags too."""
@@ -857,5 +857,19 @@ async def test_tags_go_with_every_serializer(tmp_path: Path, store: str, codec: 
     async with Cache(url, codec=codec, on_error="raise") as cache:
         await cache.set("key", value, 60, tags=["tag"])
         assert await cache.get("key") == value
+        await cache.invalidate_tags("tag")
+        assert await cache.get("key") is None
+
+
+@pytest.mark.parametrize("store", ["file", "redis"])
+async def test_a_tags_record_that_cannot_be_read_is_replaced(tmp_path: Path, store: str) -> None:
+    """Its secret has been taken out: what is stored with the tag from now on is found."""
+    url = (tmp_path / "store").as_uri() if store == "file" else emptied()
+    async with Cache(url, codec=Codec(keys=[SECRET])) as cache:
+        await cache.set("key", 1, 60, tags=["tag"])
+        assert await cache.get("key") == 1
+    async with Cache(url, codec=Codec(keys=[OTHER])) as cache:
+        await cache.set("key", 2, 60, tags=["tag"])
+        assert await cache.get("key") == 2
         await cache.invalidate_tags("tag")
         assert await cache.get("key") is None

@@ -48,14 +48,16 @@ async def test_a_large_load_that_was_overtaken_is_not_stored(url: str) -> None:
 
 
 async def test_what_was_sent_beside_may_be_gone(url: str) -> None:
-    """The server has thrown it away: nothing is stored, and the lease is still held."""
+    """The server has thrown it away: nothing is stored, and the lease is given back, so that nobody waits for it."""
     store = on_redis(url, codec=BYTES)
     assert store.leases is not None
     lease = await store.leases.acquire("key", ttl=60)
     assert lease is not None
     now = store.now() + store.pool().offset
     assert await store.pool().run(b"key", MOVE, (b"key", b"key\0\0beside"), now, lease.token, "") == 0
-    assert await store.leases.renew(lease, ttl=60)
+    assert not await store.leases.renew(lease, ttl=60)
+    lease = await store.leases.acquire("key", ttl=60)
+    assert lease is not None
     entry = Entry(value=os.urandom(100_000), created_at=store.now())
     assert await store.leases.commit(lease, entry)
     found = await store.get("key")
@@ -109,3 +111,20 @@ async def test_large_loads_are_stored_after_a_failover(caplog: pytest.LogCapture
             async with asyncio.timeout(20):
                 while not await stored():
                     await cache.ping()
+
+
+async def test_of_two_large_writes_each_is_waited_for(server: Server, url: str, proxy: FaultProxy) -> None:
+    """The one that was given up does not come after a deletion that was acknowledged."""
+    async with Cache(f"{url.replace(f':{server.port}', f':{proxy.port}')}?timeout=10s", codec=BYTES) as cache:
+        await cache.ping()
+        for _ in range(3):
+            proxy.bandwidth(12_000_000)
+            one, two = (asyncio.ensure_future(cache.set("key", os.urandom(1_500_000), 60)) for _ in range(2))
+            await asyncio.wait([one, two], return_when=asyncio.FIRST_COMPLETED)
+            for task in (one, two):
+                task.cancel()
+            await cache.delete("key")
+            assert await cache.get("key") is None
+            await asyncio.sleep(0.3)
+            assert await cache.get("key") is None
+            proxy.bandwidth(None)

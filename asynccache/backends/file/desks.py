@@ -325,7 +325,8 @@ def translated(error: sqlite3.Error | OSError) -> BackendError:
     else:
         kind = BackendUnavailable
     failure = kind(f"the file store failed: {error}")
-    failure.reason = str(failure)  # SQLite and the system name tables and paths
+    why = error.strerror if isinstance(error, OSError) else str(error)  # SQLite names tables, and no path
+    failure.reason = f"the file store failed: {why}" if why else ""
     failure.__cause__ = error
     return failure
 

@@ -12,6 +12,7 @@ Everything is made for its owner alone, whatever the umask. Nothing is reached t
 others can write to is refused, and so nobody can plant one.
 """
 
+import errno
 import os
 import stat
 import time
@@ -111,9 +112,9 @@ class Place:
             pass
         found = os.lstat(self.path)
         if not stat.S_ISDIR(found.st_mode):
-            raise NotADirectoryError(f"{self.path} is no directory (a symbolic link is not followed)")
+            raise NotADirectoryError(errno.ENOTDIR, "no directory (a symbolic link is not followed)", str(self.path))
         if hasattr(os, "geteuid") and (found.st_uid != os.geteuid() or found.st_mode & 0o022):
-            raise PermissionError(f"{self.path} belongs to another user, or others may write to it")
+            raise PermissionError(errno.EACCES, "it belongs to another user, or others may write to it", str(self.path))
 
     def _forget_before_boot(self) -> None:
         """Without waiting for the disk at each write, what a power loss leaves may be older than what was deleted."""
@@ -151,7 +152,7 @@ class Place:
                 except BlockingIOError:
                     time.sleep(_LOCK_PAUSE)
             else:
-                raise TimeoutError(f"{path} is held by another process")
+                raise TimeoutError(errno.ETIMEDOUT, "held by another process", str(path))
             yield
         finally:
             os.close(descriptor)
@@ -174,4 +175,4 @@ def _refuse_link(path: Path) -> None:
     except FileNotFoundError:
         return
     if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
-        raise PermissionError(f"{path} is a link, or no file at all, and is not followed")
+        raise PermissionError(errno.EACCES, "a link, or no file at all, is not followed", str(path))

@@ -36,8 +36,10 @@ async def put(store: Store, pool: Pool, name: bytes, data: bytes, left: int | st
     Raises:
         BackendError: The server failed.
     """
-    await store.settle(pool, (name,))
     command = await _packed((b"SET", name, data) if left == "" else (b"SET", name, data, b"PX", left))
+    await store.settle(pool, (name,))
+    while name in pool.large_writes:  # several may have waited for the same one
+        await store.settle(pool, (name,))
     link = pool.large(pool.link(name))
     try:
         asked = link.ask(command, KEPT)
@@ -47,7 +49,8 @@ async def put(store: Store, pool: Pool, name: bytes, data: bytes, left: int | st
     pool.large_writes[name] = asked
 
     def ended(asked: Asked) -> None:
-        pool.large_writes.pop(name, None)
+        if pool.large_writes.get(name) is asked:
+            del pool.large_writes[name]
         if isinstance(asked.result(), BackendError):
             link.drop()
             store.owe(pool, (name,))

@@ -51,6 +51,10 @@ end
 local function held(v, token, now)
   return leased(v) and string.sub(v, 2, 17) == token and (tonumber(string.sub(v, 18, 32)) or 0) > now * 1000
 end
+local function release(key)
+  if redis.call('STRLEN', key) == 32 then redis.call('UNLINK', key)
+  else redis.call('SET', key, redis.call('GETRANGE', key, 32, -1), 'KEEPTTL') end
+end
 local function outlive(key, px)
   local left = redis.call('PTTL', key)
   if left >= 0 and left < px then redis.call('PEXPIRE', key, px) end
@@ -244,22 +248,22 @@ if not held(first(KEYS[1], 31), ARGV[2], tonumber(ARGV[1])) then
 end
 local moved = redis.pcall('RENAME', KEYS[2], KEYS[1])
 if moved.err then
-  if string.find(moved.err, 'no such key', 1, true) then return 0 end
-  return moved
+  if not string.find(moved.err, 'no such key', 1, true) then return moved end
+  release(KEYS[1])
+  return 0
 end
 if ARGV[3] == '' then redis.call('PERSIST', KEYS[1]) else redis.call('PEXPIRE', KEYS[1], ARGV[3]) end
 return 1
 """
 )
-"""As `COMMIT`, with what the second key holds instead of the bytes."""
+"""As `COMMIT`, with what the second key holds instead of the bytes; when nothing is there, the lease is given back."""
 
 RELEASE: Final = Script(
     _COMMON
     + """
 local v = first(KEYS[1], 31)
 if not leased(v) or string.sub(v, 2, 17) ~= ARGV[1] then return 0 end
-if redis.call('STRLEN', KEYS[1]) == 32 then redis.call('UNLINK', KEYS[1])
-else redis.call('SET', KEYS[1], redis.call('GETRANGE', KEYS[1], 32, -1), 'KEEPTTL') end
+release(KEYS[1])
 return 1
 """
 )
