@@ -303,7 +303,8 @@ class Link:
         if isinstance(error, BackendError):
             failure = error
         elif isinstance(error, TimeoutError):
-            failure = BackendTimeout("redis: no connection in time")
+            hint = " (does it speak TLS there?)" if self._owner.settings.context else ""
+            failure = BackendTimeout(f"redis: no connection in time{hint}")
         else:
             failure = BackendUnavailable(f"redis: no connection: {type(error).__name__}")
         if failure is not error:
