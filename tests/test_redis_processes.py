@@ -1167,7 +1167,7 @@ async def test_a_thousand_of_one_process_cost_the_server_little() -> None:
 async def test_nothing_is_left_of_ten_thousand_loads(url: str, server: Server) -> None:
     """Stored, failed, skipped or not stored, alone or many at once: no lease, no record of a waiter, no flight is
     left."""
-    async with Cache(url, namespace="n", on_error="raise") as cache:
+    async with Cache(f"{url}?timeout=10s", namespace="n", on_error="raise") as cache:
 
         async def load(number: int) -> None:
             def factory(load: Any) -> str:

@@ -12,7 +12,7 @@ from asynccache.backends.redis.intents import Debt, Intents
 from asynccache.backends.redis.link import Link
 from asynccache.backends.redis.replies import told
 from asynccache.backends.redis.scripts import RELEASE, Script
-from asynccache.backends.redis.wire import Asked, Wire, pack
+from asynccache.backends.redis.wire import Asked, Wire
 from asynccache.errors import BackendError
 
 __all__ = ["Repayment", "Servers"]
@@ -20,7 +20,6 @@ __all__ = ["Repayment", "Servers"]
 _PAUSE_SECONDS: Final = 0.25
 _CLOSING_SECONDS: Final = 0.25
 _MOST_AT_ONCE: Final = 500
-_LOAD: Final = pack(("SCRIPT", "LOAD", RELEASE.source))
 
 
 class Servers(Protocol):
@@ -53,7 +52,7 @@ class Repayment:
         link = self._servers.link(debt.name)
         if link.up:
             try:
-                link.ask(_LOAD + debt.command, 1, traced=False).add_done_callback(partial(self._answered, debt))
+                link.ask(debt.command, traced=False).add_done_callback(partial(self._answered, debt))
             except BackendError:
                 pass
             else:
