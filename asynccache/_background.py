@@ -39,13 +39,13 @@ class Background:
     """The tasks that a cache runs for itself; each is held until it ends, so that none is collected half-way.
 
     Attributes:
-        ending: Whether nothing that can be left undone is to be begun any more.
+        ending: For how many reasons nothing that can be left undone is to be begun any more.
     """
 
     __slots__ = ("_tasks", "ending")
 
     def __init__(self) -> None:
-        self.ending = False
+        self.ending = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
     def __len__(self) -> int:
@@ -126,7 +126,7 @@ class Background:
 
     def end(self) -> None:
         """Cancel all."""
-        self.ending = True
+        self.ending += 1
         current = None if running_loop() is None else asyncio.current_task()
         for task in [task for task in self._tasks if task is not current]:
             self.cancel(task)

@@ -1,5 +1,6 @@
 """The failure policy: what is done when a store fails, decided here and nowhere else."""
 
+import asyncio
 import logging
 import math
 from collections.abc import Awaitable, Callable
@@ -73,7 +74,7 @@ class Failures:
             self._hide(operation, BackendError(f"{operation}: {type(error).__name__}"))
             return fallback
         except BackendError as error:
-            self.take(operation, error)
+            await self.taken(operation, error)
             return fallback
         except CacheError:
             raise
@@ -85,8 +86,20 @@ class Failures:
         finally:
             if began is not None:
                 self.timer.record(stopwatch() - began, operation)
-        self.take(operation, failure)
+        await self.taken(operation, failure)
         return fallback
+
+    async def taken(self, operation: str, failure: BackendError) -> None:
+        """Hide a failure of the store, or raise it, when the loop has had a turn.
+
+        What is refused at once never waits: who asks again and again would keep the loop from the attempts that bring
+        the store back.
+
+        Raises:
+            BackendError: ``on_error`` is ``"raise"``.
+        """
+        await asyncio.sleep(0)
+        self.take(operation, failure)
 
     def take(self, operation: str, failure: BackendError) -> None:
         """Hide a failure of the store, or raise it.

@@ -116,7 +116,7 @@ class Loader:
                     glanced = await seats.attempt("get", rest, None, began)
             except BackendError as error:
                 self.flights.check_open()
-                seats.failures.take("get", error)
+                await seats.failures.taken("get", error)
                 glanced = None
             finally:
                 self._glances.discard(key)

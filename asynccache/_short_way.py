@@ -152,7 +152,7 @@ def bind_get(core: Dispatcher, prefix: str, shape: Shape | None = None) -> Get:
             entry = await here.seats.failures.attempt("get", rest, None, began)
         except BackendError as error:
             core.here()
-            core.seats.failures.take("get", error)
+            await core.seats.failures.taken("get", error)
             entry = None
         finally:
             if began and asking is not None:
@@ -219,7 +219,7 @@ async def put_remote(core: Dispatcher, key: str, value: Any, ttl: float | Ellips
         stored = await (storing or core.set(key, value, ttl, None, (), terms, None))
     except BackendError as error:
         core.here()
-        core.seats.failures.take("set", error)
+        await core.seats.failures.taken("set", error)
         return False
     finally:
         if began and storing is not None:

@@ -1566,3 +1566,30 @@ async def test_the_log_says_that_the_password_is_wrong(caplog: pytest.LogCapture
                 await cache.get("key")
             [record] = caplog.records
             assert record.getMessage() == f"cache 'default': get failed: redis at 127.0.0.1:{server.port}: {reason}"
+
+
+@pytest.mark.parametrize("call", ["get", "set", "get_or_set", "delete"])
+@pytest.mark.parametrize("on_error", ["degrade", "raise"])
+async def test_who_asks_without_end_keeps_nobody_from_coming_back(
+    server: Server, proxy: FaultProxy, call: str, on_error: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A loop without a pause, while all is refused at once: the connection is made again all the same."""
+    caplog.set_level(logging.CRITICAL)
+    async with Cache(f"redis://127.0.0.1:{proxy.port}", on_error=on_error) as cache:
+        await cache.set("key", "value", 60)
+        proxy.refuse()
+        proxy.reset_all()
+        calls = {
+            "get": lambda: cache.get("key"),
+            "set": lambda: cache.set("key", "value", 60),
+            "get_or_set": lambda: cache.get_or_set("key", lambda: "loaded", 60),
+            "delete": lambda: cache.delete("other"),
+        }
+        asyncio.get_running_loop().call_later(0.3, proxy.healthy)  # needs a turn of the loop, too
+        end = time.monotonic() + 4
+        while True:
+            with contextlib.suppress(BackendError):
+                await calls[call]()
+                if await cache.get("key") is not None:
+                    break
+            assert time.monotonic() < end

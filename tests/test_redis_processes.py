@@ -1208,7 +1208,7 @@ async def test_nothing_is_left_of_ten_thousand_loads(url: str, server: Server) -
 
 async def test_nothing_is_left_of_a_thousand_locks(url: str) -> None:
     """No key of a lock that was given back is left on the server."""
-    async with Cache(url, on_error="raise") as cache:
+    async with Cache(f"{url}?timeout=10s", on_error="raise") as cache:
         await asyncio.gather(*(held(cache, f"lock{number}") for number in range(1_000)))
         assert [name async for name in cache.redis.scan()] == []
 

@@ -287,7 +287,7 @@ class Link:
         """
         task = asyncio.current_task()
         end = stopwatch() + _LAST_SECONDS
-        self._background.ending = True
+        self._background.ending += 1
         _last.add(task)
         try:
             while not wire.lost and stopwatch() < end and (others := asyncio.all_tasks() - _last):
@@ -296,7 +296,7 @@ class Link:
                 await asyncio.wait([wire.ask(_PING)], timeout=max(end - stopwatch(), 0.0))
         finally:
             _last.discard(task)
-            self._background.ending = False
+            self._background.ending -= 1
 
     def _failure(self, error: BaseException) -> BackendError:
         """What an attempt to connect has come to; with the server's name, for the log."""

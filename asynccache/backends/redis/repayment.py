@@ -12,7 +12,7 @@ from asynccache.backends.redis.intents import Debt, Intents
 from asynccache.backends.redis.link import Link
 from asynccache.backends.redis.replies import told
 from asynccache.backends.redis.scripts import RELEASE, Script
-from asynccache.backends.redis.wire import Asked, Wire
+from asynccache.backends.redis.wire import Asked, Wire, pack
 from asynccache.errors import BackendError
 
 __all__ = ["Repayment", "Servers"]
@@ -20,6 +20,7 @@ __all__ = ["Repayment", "Servers"]
 _PAUSE_SECONDS: Final = 0.25
 _CLOSING_SECONDS: Final = 0.25
 _MOST_AT_ONCE: Final = 500
+_LOAD: Final = pack(("SCRIPT", "LOAD", RELEASE.source))
 
 
 class Servers(Protocol):
@@ -46,23 +47,28 @@ class Repayment:
         self._intents = intents
         self._background = background
         self._going_on = False
+        self._informed: set[Link] = set()  # those whose servers know the script, as far as is known
 
     def at_once(self, debt: Debt) -> None:
         """Pay it after what was asked before, if the server can be reached; else a while later."""
         link = self._servers.link(debt.name)
         if link.up:
             try:
-                link.ask(debt.command, traced=False).add_done_callback(partial(self._answered, debt))
+                known = link in self._informed
+                command = debt.command if known else _LOAD + debt.command
+                link.ask(command, int(not known), traced=False).add_done_callback(partial(self._answered, debt, link))
             except BackendError:
                 pass
             else:
                 return
         self.later()
 
-    def _answered(self, debt: Debt, asked: Asked) -> None:
+    def _answered(self, debt: Debt, link: Link, asked: Asked) -> None:
         if isinstance(asked.result(), Exception):
+            self._informed.discard(link)
             self.later()
         else:
+            self._informed.add(link)
             self._intents.paid(debt)
 
     def later(self) -> None:
