@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Self
 
-from servers import Server, free_port, launch, wait_until
+from servers import Server, ServerError, free_port, launch, wait_until
 
 __all__ = ["Cluster", "Sentinels"]
 
@@ -353,7 +353,15 @@ class Cluster(_Group):
     def failover(self, slot: int = 0) -> Server:
         """The new master of a slot, after the replica of the old one was told to take over, losing nothing."""
         old = self.master_of(slot)
-        self.replica_of(old).command("CLUSTER", "FAILOVER")
+
+        def taken_over() -> bool:
+            try:
+                self.replica_of(old).command("CLUSTER", "FAILOVER")
+            except ServerError:  # it has not heard enough of its master yet
+                return False
+            return True
+
+        wait_until(taken_over, "a replica that can take over", 20.0)
         self.wait_failover(old)
         return self.master_of(slot)
 

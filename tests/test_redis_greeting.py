@@ -44,10 +44,11 @@ async def offset(wire: Answers) -> float:
     [
         (0.0, [0.001], 1, 0.0),
         (60.0, [0.001], 1, 60.0),
-        (0.02, [0.08, 0.001], 2, 0.02),  # the machine was busy: it is asked again
-        (0.0, [0.08, 0.06, 0.001], 3, 0.0),
-        (0.02, [0.08, 0.06, 0.07, 0.09], 4, 0.0),  # as good as it gets: within what cannot be told apart
-        (-3_600.0, [0.08, 0.06, 0.07, 0.09], 4, -3_600.03),
+        (0.02, [0.036, 0.001], 2, 0.02),  # the machine was busy: it is asked again
+        (0.0, [0.036, 0.02, 0.001], 3, 0.0),
+        (0.0, [0.038, 0.026, 0.018, 0.012], 4, 0.0),
+        (0.01, [0.036, 0.03], 2, 0.0),  # as good as it gets: within what cannot be told apart
+        (-3_600.0, [0.036, 0.03], 2, -3_600.015),
         (60.0, [0.4], 1, 59.8),  # a long way is not shorter at the next look
     ],
 )
@@ -62,7 +63,7 @@ async def test_the_clock_is_looked_at_until_it_is_known(
 
 async def test_a_server_that_does_not_tell_the_time_is_taken_for_right(clock: TravellingClock) -> None:
     """Its user may not ask for it: then both clocks are taken for the same, and nothing is asked again."""
-    wire = Answers(clock, 0.0, 0.08)
+    wire = Answers(clock, 0.0, 0.036)
     usual = wire.urgent
 
     def refused(*commands: bytes) -> list[asyncio.Future[Any]]:

@@ -791,7 +791,7 @@ async def test_closing_takes_no_time(name: str, server: Server, proxy: FaultProx
 @pytest.mark.parametrize("warm", [True, False], ids=["warm", "cold"])
 async def test_thousand_gets_at_once_need_one_connection(warm: bool, server: Server, proxy: FaultProxy) -> None:
     """A thousand gets at once over a slow link are all answered, by one connection."""
-    async with Cache(proxy.url, ttl="1m") as cache, Cache(server.url, ttl="1m") as other:
+    async with Cache(f"{proxy.url}?timeout=5s", ttl="1m") as cache, Cache(server.url, ttl="1m") as other:
         keys = [f"k:{number}" for number in range(1_000)]
         assert await other.set_many(dict.fromkeys(keys, "value"))
         if warm:

@@ -14,7 +14,7 @@ __all__ = ["Greeting", "greet"]
 
 _CLOCK_SECONDS: Final = 0.005  # by which clocks differ that are taken for the same
 _MORE_LOOKS: Final = 3  # at a clock, while the answers take long
-_FAR_SECONDS: Final = 0.05  # from which they take long because the way is
+_FAR_SECONDS: Final = 0.02  # from which they take long because the way is
 _REFUSED: Final = frozenset(("WRONGPASS", "NOAUTH", "NOPERM"))
 
 
@@ -83,9 +83,11 @@ async def greet(wire: Wire, settings: Settings, clock: Clock, *, track_all: bool
     for _ in range(_MORE_LOOKS):
         if not _CLOCK_SECONDS < error < _FAR_SECONDS or isinstance(time, ErrorReply):
             break
-        began = clock.monotonic()
+        began, before = clock.monotonic(), error
         [asked] = wire.urgent(pack(("TIME",)))
         error, offset = min((error, offset), _compared(clock, began, await asked))
+        if error > 0.7 * before:
+            break
     if abs(offset) <= error + _CLOCK_SECONDS:
         offset = 0.0
     return Greeting(protocol, protocol == 3 and not isinstance(tracking, Exception), offset)
