@@ -818,17 +818,20 @@ def test_threads_share_a_store(policy: str) -> None:
                 await asyncio.sleep(0)
 
     def work(thread: int) -> None:
+        begin.wait()
         try:
             asyncio.run(hammer(thread))
         except BaseException as error:
             problems.append(error)
 
+    begin = threading.Event()
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:  # before they are switched that often: coverage cannot trace two that start at once
+        thread.start()
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
     try:
-        threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
-        for thread in threads:
-            thread.start()
+        begin.set()
         for thread in threads:
             thread.join()
     finally:
