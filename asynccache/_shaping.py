@@ -276,12 +276,13 @@ def _field_names(kind: type) -> Any:
     if dataclasses.is_dataclass(kind):
         return [field.name for field in dataclasses.fields(kind)]
     names: Any = getattr(kind, "__struct_fields__", None)
-    if names is None and isinstance(getattr(kind, "model_fields", None), Mapping):
-        names = list(kind.model_fields)  # type: ignore[attr-defined]
+    by_pydantic = getattr(kind, "model_fields", None)
+    if names is None and isinstance(by_pydantic, Mapping):
+        names = list(by_pydantic)
     if names is None and hasattr(kind, "__attrs_attrs__"):
         names = [attribute.name for attribute in kind.__attrs_attrs__]
     return names
 
 
 def _name(annotation: Any) -> str:
-    return getattr(annotation, "__qualname__", None) if isinstance(annotation, type) else str(annotation)  # type: ignore[return-value]
+    return annotation.__qualname__ if isinstance(annotation, type) else str(annotation)

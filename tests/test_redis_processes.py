@@ -1270,26 +1270,6 @@ asyncio.run(main())
 """
 
 
-LEAVING = """
-async def main():
-    cache = Cache(url, namespace="n", on_error=sys.argv[4])
-    entered = asyncio.Event()
-
-    async def hold(name):
-        async with cache.lock(name, ttl=60):
-            entered.set()
-            await asyncio.sleep(60)
-
-    holding = asyncio.ensure_future(hold("lock"))
-    await entered.wait()
-    if sys.argv[3] == "exited":
-        async with cache.lock("other", ttl=60):
-            sys.exit()
-
-asyncio.run(main())
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("on_error", ["degrade", "raise"])
 @pytest.mark.parametrize("how", ["returned", "exited"])
