@@ -271,6 +271,59 @@ def test_after_a_batch_the_first_command_waits_for_others():
     assert hand.take() == [get(3) + get(4)]
 
 
+def asked_at_once(hand: Hand, numbers: range) -> None:
+    """Ask, end the turn, and have all answered."""
+    for number in numbers:
+        hand.wire.ask(get(number))
+    hand.loop.settle()
+    hand.receive(b"".join(reply_to(b"%d" % number) for number in numbers))
+
+
+def test_half_of_a_usual_turn_leaves_while_the_rest_is_asked():
+    """With nothing in the air, the server gets half of what the last turn asked before the turn has ended."""
+    hand = Hand()
+    asked_at_once(hand, range(10))
+    asked_at_once(hand, range(10))  # of those ten the first one did not go alone
+    hand.take()
+    for number in range(4):
+        hand.wire.ask(get(number))
+    assert hand.take() == []
+    hand.wire.ask(get(4))
+    assert hand.take() == [b"".join(get(number) for number in range(5))]
+    for number in range(5, 15):
+        hand.wire.ask(get(number))
+    assert hand.take() == []
+    hand.loop.settle()
+    assert hand.take() == [b"".join(get(number) for number in range(5, 15))]
+
+
+def test_a_turn_is_not_parted_while_the_server_has_something_to_do():
+    """What is in the air keeps the server busy: the rest of the turn leaves in one write."""
+    hand = Hand()
+    asked_at_once(hand, range(10))
+    asked_at_once(hand, range(10))
+    hand.wire.ask(get(0))
+    hand.loop.settle()
+    hand.take()
+    for number in range(1, 11):
+        hand.wire.ask(get(number))
+    assert hand.take() == []
+    hand.loop.settle()
+    assert hand.take() == [b"".join(get(number) for number in range(1, 11))]
+
+
+def test_a_turn_that_asks_less_than_usual_leaves_at_its_end():
+    """A few after many are not kept back for those that do not come."""
+    hand = Hand()
+    asked_at_once(hand, range(10))
+    asked_at_once(hand, range(10))
+    hand.take()
+    hand.wire.ask(get(0))
+    hand.wire.ask(get(1))
+    hand.loop.turn()
+    assert hand.take() == [get(0) + get(1)]
+
+
 def test_what_is_asked_before_the_greeting_leaves_after_it():
     """Until the connection is open only its greeting leaves; then all that waits, in order."""
     hand = Hand(open=False)
