@@ -52,9 +52,11 @@ class BackendError(CacheError):
 
     Attributes:
         reason: Why, in words for a log: without keys and values. Empty where only the kind of error is known.
+        sent: Whether the store may have been asked; where it was not, nothing has happened there.
     """
 
     reason = ""
+    sent = True
 
 
 class BackendUnavailable(BackendError):

@@ -151,7 +151,7 @@ def trouble(request: pytest.FixtureRequest, server: Server, proxy: FaultProxy) -
 
 def remote(cache: Cache) -> RedisBackend:
     """The store of a cache."""
-    return cache._core.remote  # type: ignore[return-value]
+    return cache.redis._store
 
 
 def breaker_of(cache: Cache) -> str:
@@ -1593,3 +1593,38 @@ async def test_who_asks_without_end_keeps_nobody_from_coming_back(
                 if await cache.get("key") is not None:
                     break
             assert time.monotonic() < end
+
+
+async def test_what_was_never_sent_is_not_owed(server: Server, proxy: FaultProxy) -> None:
+    """A load that is refused at once asked for no lease: however many there are, none is to be given back."""
+    async with Cache(f"redis://127.0.0.1:{proxy.port}") as cache:
+        await cache.set("key", "value", 60)
+        proxy.refuse()
+        proxy.reset_all()
+        while breaker_of(cache) != "open":
+            await cache.get("key")
+        before = owed(cache)
+        for number in range(200):
+            assert await cache.get_or_set(f"other{number}", lambda: "loaded", 60) == "loaded"
+        assert owed(cache) == before
+
+
+async def test_many_debts_keep_nobody_from_coming_back(server: Server, proxy: FaultProxy) -> None:
+    """All that is to be deleted is, before anything is read, and the connection opens in time for all that."""
+    keys = [f"key{number}" for number in range(30_000)]
+    async with Cache(f"redis://127.0.0.1:{proxy.port}") as cache, Cache(server.url, on_error="raise") as other:
+        await other.set_many(dict.fromkeys([keys[0], keys[-1], "another"], "value"))
+        assert await cache.get("another") == "value"
+        proxy.refuse()
+        proxy.reset_all()
+        while breaker_of(cache) != "open":
+            await cache.get("another")
+        assert await cache.delete_many(keys) == 0
+        store = remote(cache)
+        for number in range(9_000):
+            store.intents.give_back(b"lock%d" % number, "0123456789abcdef", 60)
+        attempts = store.pool().link(b"").attempts
+        proxy.healthy()
+        await comes(lambda: breaker_of(cache) == "closed")
+        assert store.pool().link(b"").attempts <= attempts + 2
+        assert await cache.get_many([keys[0], keys[-1], "another"]) == {"another": "value"}

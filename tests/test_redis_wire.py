@@ -324,6 +324,20 @@ def test_a_turn_that_asks_less_than_usual_leaves_at_its_end():
     assert hand.take() == [get(0) + get(1)]
 
 
+def test_a_failure_tells_whether_the_command_has_left():
+    """What was in the air may have happened; what waited for room has not, nor what was refused."""
+    hand = Hand()
+    in_air = hand.wire.ask(get(0))
+    hand.wire.pause_writing()
+    waiting = hand.wire.ask(get(1))
+    hand.loop.settle()
+    hand.wire.close()
+    assert (in_air.result().sent, waiting.result().sent) == (True, False)
+    with pytest.raises(BackendUnavailable) as caught:
+        hand.wire.ask(get(2))
+    assert not caught.value.sent
+
+
 def test_what_is_asked_before_the_greeting_leaves_after_it():
     """Until the connection is open only its greeting leaves; then all that waits, in order."""
     hand = Hand(open=False)

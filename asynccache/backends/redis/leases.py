@@ -79,8 +79,9 @@ class RedisLeases:
         await self._store.settle(pool, (name,))
         try:
             fence = await pool.run(name, ACQUIRE, (name,), now, record, milliseconds(ttl), bound)
-        except BaseException:
-            self._store.give_back(pool, name, token, ttl)  # it may have been granted, and nobody knows
+        except BaseException as error:
+            if not isinstance(error, BackendError) or error.sent:
+                self._store.give_back(pool, name, token, ttl)  # it may have been granted, and nobody knows
             raise
         if type(fence) is bytes and fence.isdigit():
             return Lease(key, token, int(fence))

@@ -12,7 +12,7 @@ from asynccache._breaker import Breaker, BreakerState
 from asynccache.backends.redis.address import Address, Settings
 from asynccache.backends.redis.greeting import greet
 from asynccache.backends.redis.replies import ErrorReply, away, code_of, translated
-from asynccache.backends.redis.wire import Asked, Wire, pack
+from asynccache.backends.redis.wire import Asked, Wire, pack, unsent
 from asynccache.clock import Clock, stopwatch
 from asynccache.errors import BackendError, BackendTimeout, BackendUnavailable
 from asynccache.telemetry import RoundTrip, recording, round_trip
@@ -192,9 +192,9 @@ class Link:
 
     def _begin(self) -> Wire:
         if self._closed:
-            raise BackendUnavailable("redis: the store is closed")
+            raise unsent(BackendUnavailable("redis: the store is closed"))
         if self._background.ending:
-            raise BackendUnavailable(_ENDED)
+            raise unsent(BackendUnavailable(_ENDED))
         if not self._breaker.allows():
             raise self._away()
         wire = Wire(

@@ -27,6 +27,7 @@ class Servers(Protocol):
     """What is needed of those who are owed."""
 
     def link(self, key: bytes) -> Link: ...
+    def grouped(self, keys: Sequence[bytes], most: int) -> list[Sequence[bytes]]: ...
     async def ask_all(
         self, commands: Sequence[tuple[bytes, bytes]], script: Script | None = None, extra: int = 0
     ) -> list[Any]: ...
@@ -112,15 +113,26 @@ class Repayment:
                     await self._pay(leases)
 
     async def at_opening(self, link: Link, wire: Wire) -> None:
-        """Pay what is owed to a server, before anybody reads there."""
+        """Pay what is owed to a server, before anybody reads there: deletions are waited for, a few leases are not,
+        and the other leases have time."""
         mine = [debt for debt in self._intents.some() if self._servers.link(debt.name) is link]
-        for start in range(0, len(mine), _MOST_AT_ONCE):
-            debts = mine[start : start + _MOST_AT_ONCE]
-            for debt, asked in zip(debts, wire.urgent(*(debt.command for debt in debts)), strict=True):
+        leases = [debt for debt in mine if debt.token is not None][:_MOST_AT_ONCE]
+        for debt, asked in zip(leases, wire.urgent(*(debt.command for debt in leases)), strict=True):
+            asked.add_done_callback(partial(self._answered_at_opening, debt))
+        deletions = {debt.name: debt for debt in mine if debt.token is None}
+        groups = self._servers.grouped(list(deletions), _MOST_AT_ONCE)
+        for start in range(0, len(groups), _MOST_AT_ONCE):
+            some = groups[start : start + _MOST_AT_ONCE]
+            for group, asked in zip(some, wire.urgent(*(pack((b"UNLINK", *group)) for group in some)), strict=True):
                 if not isinstance(await asked, Exception):
-                    self._intents.paid(debt)
+                    for name in group:
+                        self._intents.paid(deletions[name])
         if self._intents:
             self.later()  # a server that was started anew knows no script
+
+    def _answered_at_opening(self, debt: Debt, asked: Asked) -> None:
+        if not isinstance(asked.result(), Exception):
+            self._intents.paid(debt)
 
     async def _pay(self, debts: Sequence[Debt]) -> list[Any]:
         replies = await self._servers.ask_all([(debt.name, debt.command) for debt in debts], RELEASE)

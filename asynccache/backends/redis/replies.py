@@ -41,7 +41,7 @@ def translated(error: BaseException) -> BackendError:
 
 
 def away(where: str, reason: str, cause: BaseException | None = None) -> BackendUnavailable:
-    """The failure of a call to a server that cannot be asked.
+    """The failure of a call to a server that cannot be asked, and was not.
 
     Args:
         where: Which server.
@@ -50,6 +50,7 @@ def away(where: str, reason: str, cause: BaseException | None = None) -> Backend
     """
     failure = BackendUnavailable(f"redis: {reason}")
     failure.reason = f"redis at {where}: {reason}"
+    failure.sent = False
     failure.__cause__ = cause
     return failure
 

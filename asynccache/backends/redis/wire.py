@@ -20,14 +20,14 @@ import struct
 from asyncio import AbstractEventLoop, BufferedProtocol, Future, Transport
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Final, cast, final
+from typing import Any, Final, TypeVar, cast, final
 
 import hiredis
 
 from asynccache.clock import stopwatch
 from asynccache.errors import BackendError, BackendTimeout, BackendUnavailable
 
-__all__ = ["KEPT", "Asked", "Wire", "pack"]
+__all__ = ["KEPT", "Asked", "Wire", "pack", "unsent"]
 
 pack: Final[Callable[[tuple[str | bytes | int | float, ...]], bytes]] = cast(Any, hiredis.pack_command)
 """A command and its arguments as the protocol has them."""
@@ -35,6 +35,8 @@ pack: Final[Callable[[tuple[str | bytes | int | float, ...]], bytes]] = cast(Any
 Asked = Future[Any]
 """What a command will bring: its reply, or an exception as a result, for `told` to raise. One that is set as an
 exception, and then not looked at because its caller was cancelled at the same time, would be logged by the loop."""
+
+E = TypeVar("E", bound=BackendError)
 
 KEPT: Final = -1
 """In place of a number of commands; see `Wire.ask`."""
@@ -117,10 +119,10 @@ class Wire(BufferedProtocol):
             BackendError: Too many commands wait.
         """
         if self.lost or self.late:
-            raise BackendUnavailable("redis: the server does not answer in time" if self.late else _LOST)
+            raise unsent(BackendUnavailable("redis: the server does not answer in time" if self.late else _LOST))
         waiting = self._waiting
         if len(waiting) >= _MOST_WAITING:
-            raise BackendError(f"redis: more than {_MOST_WAITING:,} commands wait to be sent")
+            raise unsent(BackendError(f"redis: more than {_MOST_WAITING:,} commands wait to be sent"))
         asked = self._create_future()
         if deadline is not None:
             self._loop.call_later(max(deadline - stopwatch(), 0.0), self._expire, asked)
@@ -328,13 +330,13 @@ class Wire(BufferedProtocol):
         if self.lost:
             return
         now = stopwatch()
-        overdue = [asked for asked, deadline in self._in_air if deadline <= now and asked is not None]
+        overdue = [(asked, True) for asked, deadline in self._in_air if deadline <= now and asked is not None]
         stalled = bool(self._in_air) and self._in_air[0][1] <= now
         while self._waiting and self._waiting[0][2] <= now:
-            overdue.append(self._waiting.popleft()[1])
-        for asked in overdue:
+            overdue.append((self._waiting.popleft()[1], False))
+        for asked, sent in overdue:
             if not asked.done():
-                asked.set_result(_timed_out())
+                asked.set_result(_timed_out() if sent else unsent(_timed_out()))
         if stalled:
             self.late = True
             if self.opened and now - self._heard_at >= self._timeout:
@@ -356,19 +358,26 @@ class Wire(BufferedProtocol):
             return
         self.lost = True
         self.opened = False
-        unheard = [asked for asked, _ in self._in_air if asked is not None]
-        unheard += [asked for _, asked, _, _ in self._waiting]
+        unheard = [(asked, True) for asked, _ in self._in_air if asked is not None]
+        unheard += [(asked, False) for _, asked, _, _ in self._waiting]
         self._in_air.clear()
         self._waiting.clear()
         self._rest = memoryview(b"")
         kind = BackendTimeout if isinstance(error, BackendTimeout) else BackendUnavailable
-        for asked in unheard:
+        for asked, sent in unheard:
             if not asked.done():
                 failure = kind(str(error) if isinstance(error, BackendError) else _LOST)  # each has his own
+                failure.sent = sent
                 failure.reason = (isinstance(error, BackendError) and error.reason) or str(failure)
                 failure.__cause__ = error.__cause__ if isinstance(error, BackendError) else error
                 asked.set_result(failure)
         self._on_lost(error)
+
+
+def unsent(failure: E) -> E:
+    """The failure of a command that never left."""
+    failure.sent = False
+    return failure
 
 
 def _timed_out() -> BackendTimeout:
