@@ -64,6 +64,7 @@ class Dispatcher:
         policy: Policy,
         on_error: OnError,
         telemetry: Telemetry | None,
+        prefix: str = "",
         metered: bool = True,
     ) -> None:
         self.name = name
@@ -75,7 +76,7 @@ class Dispatcher:
         self.now: Callable[[], float] = clock.monotonic
         self.disabled = os.environ.get("ASYNCCACHE_DISABLE", "").strip().lower() in ("1", "true", "yes", "on")
         self.backend_name = remote.name if remote is not None else "memory"
-        self.tracing = Tracing(telemetry, cache=name, backend=self.backend_name)
+        self.tracing = Tracing(telemetry, cache=name, backend=self.backend_name, prefix=prefix)
         self.labels = {"cache.name": name, "cache.backend": self.backend_name}
         self.meters = None if telemetry is None or not metered else meters_of(telemetry.meter_provider)
         timer = Timer(self.meters, self.labels, "operation")
@@ -143,6 +144,7 @@ class Dispatcher:
             policy=self.policy,
             on_error=self._on_error,
             telemetry=self._telemetry,
+            prefix=self.tracing.prefix,
             metered=False,
         )
 

@@ -4,6 +4,7 @@ import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from asynccache._prefixed import Prefixed
 from asynccache._urls import open_store
 from asynccache.backend import Backend
 from asynccache.backends.memory import MemoryBackend
@@ -28,23 +29,28 @@ class Opened:
         remote: The other one, if any.
         owned: Those that were made here, and so are the cache's to close.
         clock: Where time comes from.
+        prefix: What every key begins with in either.
+        added: What every key in the remote one has in front of that.
     """
 
     local: MemoryBackend | None
     remote: Backend | None
     owned: list[MemoryBackend | Backend]
     clock: Clock
-
-    @property
-    def private(self) -> bool:
-        """Whether nobody else has keys in there."""
-        return self.remote is None and bool(self.owned)
+    prefix: str
+    added: str = ""
 
 
 def open_seats(
-    store: str | Backend | MemoryBackend, local: str | MemoryBackend | None, clock: Clock | None, codec: Any
+    store: str | Backend | MemoryBackend,
+    local: str | MemoryBackend | None,
+    clock: Clock | None,
+    codec: Any,
+    prefix: str = "",
 ) -> Opened:
     """The stores that URLs name, and those that were given.
+
+    A local store that was made here holds nobody else's keys, so they need no prefix: that saves a third of a hit.
 
     Raises:
         ConfigError: A URL is wrong, or the two do not go together.
@@ -53,13 +59,17 @@ def open_seats(
     owned: list[MemoryBackend | Backend] = []
     main = _opened(store, clock, codec, owned)
     if local is None:
-        return Opened(main, None, owned, clock) if isinstance(main, MemoryBackend) else Opened(None, main, owned, clock)
+        if isinstance(main, MemoryBackend):
+            return Opened(main, None, owned, clock, "" if owned else prefix)
+        return Opened(None, main, owned, clock, prefix)
     if isinstance(main, MemoryBackend):
         raise ConfigError("local goes in front of a remote store; memory:// is local already")
     near = _opened(local, clock, None, owned)
     if not isinstance(near, MemoryBackend):
         raise ConfigError("local is an in-process store: a memory:// URL or a MemoryBackend")
-    return Opened(near, main, owned, clock)
+    if prefix and len(owned) == 2:  # a remote store that was given has other users perhaps, and they share its locks
+        return Opened(near, Prefixed(main, prefix), owned, clock, "", prefix)
+    return Opened(near, main, owned, clock, prefix)
 
 
 def _clock_of(store: Any) -> Clock | None:
@@ -120,6 +130,8 @@ def raw_of(remote: Backend | None) -> "RawRedis":
     Raises:
         NotSupported: It is another store.
     """
+    if isinstance(remote, Prefixed):
+        remote = remote.store
     if remote is not None and remote.name == "redis":
         from asynccache.backends.redis import RedisBackend  # who has no Redis never imports it
 

@@ -100,7 +100,7 @@ class Cache:
     ) -> None:
         check_options(on_error=on_error, telemetry=telemetry, name=name, namespace=namespace)
         terms = checked_policy(ttl, policy, options)
-        opened = open_seats(store, local, clock, codec)
+        opened = open_seats(store, local, clock, codec, f"{escaped(namespace)}:" if namespace else "")
         core = Dispatcher(
             local=opened.local,
             remote=opened.remote,
@@ -110,9 +110,9 @@ class Cache:
             policy=terms,
             on_error=on_error,
             telemetry=None if telemetry == "off" else Telemetry() if telemetry == "auto" else telemetry,
+            prefix=opened.added,
         )
-        # A store of our own holds no neighbour's keys, so they need no prefix: that saves a third of a hit.
-        self._bind(core, "" if opened.private or not namespace else escaped(namespace) + ":")
+        self._bind(core, opened.prefix)
 
     def _bind(self, core: Dispatcher, prefix: str) -> None:
         self._core, self._prefix = core, prefix

@@ -242,11 +242,13 @@ class Tracing:
         "_tracer",
         "_unsampled",
         "off",
+        "prefix",
     )
 
-    def __init__(self, telemetry: Telemetry | None, *, cache: str, backend: str) -> None:
-        """Spans as ``telemetry`` says, or none at all when it is ``None``."""
+    def __init__(self, telemetry: Telemetry | None, *, cache: str, backend: str, prefix: str = "") -> None:
+        """Spans as ``telemetry`` says, or none at all when it is ``None``; of keys that the store has with a prefix."""
         self.off = telemetry is None
+        self.prefix = prefix
         settings = telemetry or Telemetry()
         self._provider = settings.tracer_provider
         self._keys = settings.keys
@@ -351,9 +353,10 @@ class Tracing:
 
     def _show(self, attributes: dict[str, str | bool | int], key: str, template: str | None) -> None:
         if self._keys == "raw":
-            attributes["cache.key"] = key
+            attributes["cache.key"] = self.prefix + key
         elif self._keys == "hash":
-            attributes["cache.key"] = blake2b(key.encode(), key=self._secret, digest_size=12).hexdigest()
+            whole = (self.prefix + key).encode()
+            attributes["cache.key"] = blake2b(whole, key=self._secret, digest_size=12).hexdigest()
         elif template is not None:
             attributes["cache.key"] = template
 

@@ -17,6 +17,6 @@ def owed(cache: Cache) -> int:
 
 async def repaid(cache: Cache) -> None:
     """Return when nothing is owed, and nobody is about to pay either: whatever was sent for it has been answered."""
-    store = cache._core.remote
+    store = cache.redis._store
     assert isinstance(store, RedisBackend)
     await comes(lambda: not store.intents and not any(pool.repayment._going_on for pool in store._pools.values()))

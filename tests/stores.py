@@ -50,7 +50,7 @@ def on_redis(url: str, clock: Clock | None = None, **more: object) -> RedisBacke
     return open_redis(StoreOptions(url=split, query=query, clock=clock or SystemClock(), **more))  # type: ignore[arg-type]
 
 
-STORES: dict[str, Callable[[Clock, Path], tuple[Store, MemoryBackend | None]]] = {
+STORES: dict[str, Callable[[Clock, Path], tuple[Store | str, MemoryBackend | str | None]]] = {
     "lru": lambda clock, _: (MemoryBackend(clock=clock), None),
     "s3fifo": lambda clock, _: (MemoryBackend(clock=clock, policy="s3fifo"), None),
     "copy": lambda clock, _: (MemoryBackend(clock=clock, copy=True), None),
@@ -62,6 +62,7 @@ STORES: dict[str, Callable[[Clock, Path], tuple[Store, MemoryBackend | None]]] =
         FileBackend(folder / uuid.uuid4().hex, clock=clock),
         MemoryBackend(clock=clock),
     ),
+    "file, a tier of its own": lambda clock, folder: (f"file://{folder / uuid.uuid4().hex}", "memory://"),
     "redis": lambda clock, _: (on_redis(emptied(), clock), None),
     "redis, two tiers": lambda clock, _: (on_redis(emptied(), clock), MemoryBackend(clock=clock)),
 }
@@ -71,4 +72,6 @@ STORES: dict[str, Callable[[Clock, Path], tuple[Store, MemoryBackend | None]]] =
 def opened(name: str, clock: Clock, folder: Path, **options: object) -> Cache:
     """A cache on an empty store of that name."""
     store, local = STORES[name](clock, folder)
+    if isinstance(local, str):
+        options = {"namespace": "of one's own", **options}
     return Cache(store, local=local, clock=clock, **options)  # type: ignore[arg-type]

@@ -48,7 +48,7 @@ FLOORS: Final[Sequence[tuple[str, Sequence[str]]]] = (
             "backends.redis.slots", "backends.redis.times", "backends.redis.tracker", "backends.redis.wire",
             "backends.redis.writing",
             "_arguments", "_bulk", "_claims", "_copies", "_dispatcher", "_flights", "_keeping", "_listing", "_loading",
-            "_locks", "_memoize", "_opening", "_seats", "_short_way", "_tags", "_typed_cache", "_urls",
+            "_locks", "_memoize", "_opening", "_prefixed", "_seats", "_short_way", "_tags", "_typed_cache", "_urls",
         ),
     ),
     ("what users hold", ("cache", "caches")),

@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 from stores import FLAVOURS, emptied, on_redis
 
-from asynccache import Backend, Clock
+from asynccache import Backend, Clock, Entry
+from asynccache._prefixed import Prefixed
 from asynccache.backends.file import FileBackend
 from asynccache.testing import BackendConformance, FaultyBackend, TravellingClock
-from examples.custom_backend import ToyBackend, main
+from examples.custom_backend import ToyBackend, ToyServer, main
 
 
 class TravellingConformance(BackendConformance):
@@ -86,6 +87,30 @@ class TestRedisBackendInRealTime(BackendConformance):
 
     async def open_another(self, backend: Backend) -> Backend:
         return on_redis(self.url)
+
+
+class TestPrefixedBackend(TravellingConformance):
+    """A store behind a prefix, among a neighbour's keys."""
+
+    async def open(self) -> Backend:
+        self.server = ToyServer()
+        beside = ToyBackend(self.server, clock=self.clock)
+        for key in ("key", "a", "b", "prefix"):
+            await beside.set(key, Entry(value="a neighbour's", created_at=0.0))
+        return await self.open_another(beside)
+
+    async def open_another(self, backend: Backend) -> Backend:
+        return Prefixed(ToyBackend(self.server, clock=self.clock), "prefix:")
+
+
+class TestPrefixedBackendOnRedis(OnRedis):
+    """The same on a server that has leases and tells of changes."""
+
+    async def open(self) -> Backend:
+        return Prefixed(await super().open(), "prefix:")
+
+    async def open_another(self, backend: Backend) -> Backend:
+        return Prefixed(await super().open_another(backend), "prefix:")
 
 
 class TestFileBackend(TravellingConformance):

@@ -36,12 +36,12 @@ class Copying:
     """A cache with a local store, whose reads are counted."""
 
     def __init__(self, url: str, **options: Any) -> None:
-        self.local = MemoryBackend()
-        self.cache = Cache(url, local=self.local, **{"namespace": "n", "on_error": "raise", **options})
+        self.cache = Cache(url, local="memory://", **{"namespace": "n", "on_error": "raise", **options})
+        self.local: MemoryBackend = self.cache._core.local  # type: ignore[assignment]
 
     def copies(self, *keys: str) -> list[bool]:
         """Whether the local store has the keys."""
-        return [f"n:{key}" in self.local.values for key in keys]
+        return [key in self.local.values for key in keys]
 
     async def copy(self, *keys: str) -> None:
         """Have copies of the keys."""
@@ -53,7 +53,7 @@ class Copying:
 
     async def told(self) -> None:
         """Return when all is known that the servers have told so far: they do so before they answer what comes then."""
-        for link in self.cache._core.remote.links():  # type: ignore[attr-defined]
+        for link in self.cache.redis._store.links():
             if link.up:
                 await link.ask(pack(("PING",)))
 
