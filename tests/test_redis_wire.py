@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import gc
 import itertools
+import math
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -23,7 +24,10 @@ from stores import on_redis
 
 from asynccache import BackendError, BackendTimeout, BackendUnavailable, Cache
 from asynccache.backends.redis import wire as wire_module
+from asynccache.backends.redis.reading import CHUNK, first_chunk
+from asynccache.backends.redis.times import milliseconds
 from asynccache.backends.redis.wire import KEPT, Asked, Wire, pack
+from asynccache.backends.redis.writing import storing
 from asynccache.errors import CacheError
 
 TIMEOUT = 0.5
@@ -233,6 +237,17 @@ def reply_to(name: bytes) -> bytes:
 
 
 # What leaves
+
+
+@given(
+    name=st.binary(min_size=1), data=st.binary(), seconds=st.floats(min_value=-1.0, max_value=1e12) | st.just(math.inf)
+)
+def test_what_is_written_by_hand_is_what_the_library_writes(name: bytes, data: bytes, seconds: float):
+    """The two commands that are sent most are put together here, and are as hiredis has them."""
+    left = milliseconds(seconds)
+    lasting = () if seconds == math.inf else (b"PX", min(max(math.ceil(seconds * 1_000), 1), 10**14))
+    assert storing(name, data, left) == pack(("SET", name, data, *lasting))
+    assert first_chunk(name) == pack(("GETRANGE", name, 0, CHUNK - 1))
 
 
 def test_what_is_asked_in_one_turn_leaves_in_one_write():

@@ -26,7 +26,7 @@ from asynccache.backends.redis.shortcut import RedisShortcut, store_small
 from asynccache.backends.redis.times import milliseconds
 from asynccache.backends.redis.tracker import Tracker
 from asynccache.backends.redis.wire import Wire, pack
-from asynccache.backends.redis.writing import change
+from asynccache.backends.redis.writing import change, storing
 from asynccache.clock import Clock, SystemClock
 from asynccache.codec import Codec, codec_of
 from asynccache.entry import Entry
@@ -176,7 +176,7 @@ class RedisBackend:
             name = key.encode()
             data = await encoded(self.codec, key, entry, pool.offset)
             left = milliseconds(entry.expires_at - now)
-            commands.append((name, pack((b"SET", name, data) if left == "" else (b"SET", name, data, b"PX", left))))
+            commands.append((name, storing(name, data, left)))
         await change(self, pool, [([name], command) for name, command in commands])
 
     async def delete(self, keys: Sequence[str]) -> int:

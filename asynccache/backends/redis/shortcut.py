@@ -12,7 +12,8 @@ from asynccache.backends.redis.link import Link
 from asynccache.backends.redis.pool import Pool
 from asynccache.backends.redis.reading import CHUNK
 from asynccache.backends.redis.times import milliseconds
-from asynccache.backends.redis.wire import KEPT, pack
+from asynccache.backends.redis.wire import KEPT
+from asynccache.backends.redis.writing import storing
 from asynccache.clock import Clock
 from asynccache.codec import Codec
 from asynccache.entry import Entry
@@ -48,7 +49,7 @@ async def store_small(store: Store, pool: Pool, name: bytes, data: bytes, left: 
     """
     if store.intents.keys:
         store.intents.superseded((name,))  # what is repaid was sent before this command, or is not any more
-    command = pack((b"SET", name, data) if left == "" else (b"SET", name, data, b"PX", left))
+    command = storing(name, data, left)
     try:
         link = pool.link(name)
         reply = await (link.ask if recording() else link.send)(command, KEPT)

@@ -10,4 +10,7 @@ _LONGEST: Final = 10**14
 
 def milliseconds(left: float) -> int | str:
     """Seconds in the server's unit, at least one; nothing for ever."""
-    return "" if left == math.inf else min(max(math.ceil(left * 1_000), 1), _LONGEST)
+    if left == math.inf:
+        return ""
+    count = math.ceil(left * 1_000)
+    return count if 0 < count <= _LONGEST else 1 if count <= 0 else _LONGEST

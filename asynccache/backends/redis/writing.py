@@ -9,7 +9,7 @@ from asynccache.backends.redis.replies import told
 from asynccache.backends.redis.scripts import Script
 from asynccache.backends.redis.wire import KEPT
 
-__all__ = ["Store", "change"]
+__all__ = ["Store", "change", "storing"]
 
 
 class Store(Protocol):
@@ -18,6 +18,21 @@ class Store(Protocol):
     intents: Intents
 
     def owe(self, pool: Pool, names: Sequence[bytes]) -> None: ...
+
+
+def storing(name: bytes, data: bytes, left: int | str) -> bytes:
+    """The command that stores the bytes of an entry. By hand: that takes half of hiredis' time.
+
+    Args:
+        name: The key.
+        data: The bytes.
+        left: Milliseconds to live, or nothing.
+    """
+    if isinstance(left, str):
+        return b"*3\r\n$3\r\nSET\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n" % (len(name), name, len(data), data)
+    lasting = b"%d" % left
+    parts = (len(name), name, len(data), data, len(lasting), lasting)
+    return b"*5\r\n$3\r\nSET\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$2\r\nPX\r\n$%d\r\n%b\r\n" % parts
 
 
 async def change(
