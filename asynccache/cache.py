@@ -28,7 +28,7 @@ from asynccache.clock import Clock
 from asynccache.duration import Duration, seconds
 from asynccache.entry import Entry
 from asynccache.errors import ConfigError
-from asynccache.keys import check_key
+from asynccache.keys import check_view
 from asynccache.policy import Policy, PolicyOptions, Ttl
 from asynccache.stats import Stats
 from asynccache.telemetry import Telemetry
@@ -416,7 +416,7 @@ class Cache:
         """
         view = Cache.__new__(Cache)
         # No key has a NUL, so no key of this namespace can be taken for one of that.
-        view._bind(self._core, f"{self._prefix}{check_key(name)}\0")
+        view._bind(self._core, f"{self._prefix}{check_view(name)}\0")
         return view
 
     def typed(self, kind: type[T]) -> TypedCache[T]:

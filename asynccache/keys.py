@@ -11,7 +11,7 @@ from asynccache._canonical import SCALARS, Unstable, encode, encode_class
 from asynccache._key_template import KeyTemplate, nearest
 from asynccache.errors import ConfigError, InvalidKeyError
 
-__all__ = ["Ignore", "KeyBuilder", "check_key", "check_namespace"]
+__all__ = ["Ignore", "KeyBuilder", "check_key", "check_namespace", "check_view"]
 
 _LONGEST = 1_024
 _DIGEST_SIZE = 16
@@ -45,6 +45,17 @@ def check_namespace(namespace: object) -> str:
     if not isinstance(namespace, str):
         raise InvalidKeyError(f"a namespace is a str, not a {type(namespace).__qualname__}")
     return _check_text(namespace, "namespace")
+
+
+def check_view(name: object) -> str:
+    """The name of a namespace within another one, when it could be a key.
+
+    Raises:
+        InvalidKeyError: It is none.
+    """
+    if not (checked := check_namespace(name)):
+        raise InvalidKeyError("the name of a namespace is not empty")
+    return checked
 
 
 def _check_text(text: str, what: str) -> str:

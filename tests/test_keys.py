@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 
 from asynccache._canonical import encode
 from asynccache.errors import ConfigError, InvalidKeyError
-from asynccache.keys import Ignore, KeyBuilder, check_key, check_namespace
+from asynccache.keys import Ignore, KeyBuilder, check_key, check_namespace, check_view
 
 if TYPE_CHECKING:
     Unseen = int
@@ -707,14 +707,16 @@ class TestCheckKey:
     @pytest.mark.parametrize("key", [None, 1, b"a", ["a"]])
     def test_not_text(self, key: object) -> None:
         """Only a ``str`` is a key or a namespace."""
-        for check in (check_key, check_namespace):
+        for check in (check_key, check_namespace, check_view):
             with pytest.raises(InvalidKeyError, match="is a str"):
                 check(key)
 
     def test_empty(self) -> None:
-        """A key is not empty; a namespace may be."""
-        with pytest.raises(InvalidKeyError, match="empty"):
+        """A key is not empty, nor is the name of a view; a namespace may be."""
+        with pytest.raises(InvalidKeyError, match="a key is not empty"):
             check_key("")
+        with pytest.raises(InvalidKeyError, match="the name of a namespace is not empty"):
+            check_view("")
         assert check_namespace("") == ""
 
     def test_text_enum(self) -> None:
