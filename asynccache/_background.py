@@ -35,6 +35,16 @@ class _Task(asyncio.Task[None]):
 
 
 @final
+class _Housekeeper(asyncio.Task[None]):
+    """A task that nobody but the cache knows of: where a loop is closed by hand, there is nobody to be told that it has
+    not ended."""
+
+    def __del__(self) -> None:
+        if self.done():
+            super().__del__()
+
+
+@final
 class Background:
     """The tasks that a cache runs for itself; each is held until it ends, so that none is collected half-way.
 
@@ -54,8 +64,9 @@ class Background:
     def start(self, work: Coroutine[Any, Any, None], context: Context) -> asyncio.Task[None]:
         """Run the work in a task of its own, in the given context, at once as far as it goes where Python can
         (3.12)."""
-        task = self.launch(work, context, asyncio.get_running_loop(), self._ended)
+        task = _housekeeper(work, loop=asyncio.get_running_loop(), context=context, **_EAGERLY)
         if not task.done():
+            self._tasks.add(task)
             task.add_done_callback(self._ended)
         return task
 
@@ -139,3 +150,8 @@ class Background:
         while mine := {task for task in self._tasks - known if task is not current and task.get_loop() is here}:
             await asyncio.wait(mine, timeout=_CLOSING_SECONDS)
             known |= mine
+
+
+# Type checkers of 3.11 know no eager_start.
+_EAGERLY: Final[dict[str, Any]] = {"eager_start": True} if _EAGER else {}
+_housekeeper: Final[Callable[..., asyncio.Task[None]]] = _Housekeeper

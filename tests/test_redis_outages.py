@@ -1047,11 +1047,14 @@ RUNS = {
 }
 
 
-def leave(url: str, ending: str, run: str, local: str | None) -> str:
+STRICTLY = ("-X", "dev", "-W", "error")
+
+
+def leave(url: str, ending: str, run: str, local: str | None, options: tuple[str, ...] = STRICTLY) -> str:
     """What a program says, in development mode and with warnings as errors, that leaves without closing its cache."""
     script = LEAVING.format(url=url, ending=ENDINGS[ending], local=local, run=RUNS[run])
     ended = subprocess.run(
-        [sys.executable, "-X", "dev", "-W", "error", "-c", script],
+        [sys.executable, *options, "-c", script],
         capture_output=True,
         text=True,
         timeout=15,
@@ -1076,6 +1079,13 @@ async def test_leaving_without_closing_says_nothing(ending: str, name: str, serv
         Trouble(name, server, proxy).begin()
     local = "memory://" if ending in ("after hits", "in the middle of loads") else None
     assert await asyncio.to_thread(leave, proxy.url, ending, "asyncio.run", local) == ""
+
+
+@pytest.mark.parametrize("ending", ["after hits", "in the middle of calls", "with something owed"])
+async def test_closing_the_loop_by_hand_says_nothing(ending: str, server: Server) -> None:
+    """Who closes the loop without cancelling its tasks hears nothing of those that he has not made. (In development
+    mode asyncio tells of every socket that such a loop leaves.)"""
+    assert await asyncio.to_thread(leave, server.url, ending, "a closed loop", "memory://", ()) == ""
 
 
 # 27. Secrets
