@@ -151,6 +151,7 @@ class BulkLoader:
             if reason == "background":
                 self._flights.detach(flight, terms)
             if mine is not None:
+                flight.nested = True
                 mine.start_waiting(flight)
         self._flights.depart_together(group, self._fly_many(flights, prefix, factory, terms))
         if mine is not None:
@@ -168,11 +169,21 @@ class BulkLoader:
         leases = None if self._seats.remote is None or terms.lock != "shared" else self._seats.remote.leases
         claims = None if leases is None else Claims(self._seats, leases, self._flights.background)
         try:
-            wanted = await self._bring_many(flights, terms)
-            if wanted:
-                await self._prepare(wanted, terms, claims)
-                with self._flights.journal() as journal:
-                    await self._run_many(wanted, prefix, factory, terms, outcomes, journal, claims)
+            wanted, patient = await self._bring_many(flights, terms), True
+            while wanted:
+                mine, wanted = await self._claim(wanted, terms, claims)
+                if not patient:
+                    mine, wanted = mine | wanted, {}
+                if mine:
+                    with self._flights.journal() as journal:
+                        await self._run_many(mine, prefix, factory, terms, outcomes, journal, claims)
+                if wanted and claims is not None:
+                    claims.abandon()
+                    for flight in mine.values():
+                        self._flights.land(flight, outcomes.get(flight, _ABSENT))
+                    # Who loads for another load waits once: that one may be what the others wait for.
+                    patient = await claims.wait([flight.key for flight in wanted.values()]) and not members[0].nested
+                    wanted = await self._bring_many(wanted, terms)
             left = _ABSENT
         except asyncio.CancelledError:
             task = asyncio.current_task()
@@ -231,16 +242,25 @@ class BulkLoader:
                 wanted[key] = flight
         return wanted
 
-    async def _prepare(self, wanted: Mapping[Any, Flight], terms: Terms, claims: Claims | None) -> None:
-        """Have other processes' writes seen from now on: by leases, and by the versions of tags."""
+    async def _claim(
+        self, wanted: Mapping[Any, Flight], terms: Terms, claims: Claims | None
+    ) -> tuple[dict[Any, Flight], dict[Any, Flight]]:
+        """Have other processes' writes seen from now on: by leases, and by the versions of tags; those that are to be
+        loaded here, and those that somebody else is loading."""
+        mine = dict(wanted)
+        others: dict[Any, Flight] = {}
         if claims is not None:
-            await claims.acquire([flight.key for flight in wanted.values()])
+            held = await claims.acquire([flight.key for flight in wanted.values()])
+            others = {key: flight for key, flight in wanted.items() if flight.key in held}
+            # Somebody may have stored what he had loaded between the look and the lease.
+            mine = await self._bring_many({key: each for key, each in wanted.items() if key not in others}, terms)
         seats = self._seats
         if terms.tags and seats.remote_tags is not None:
             now = self._clock.monotonic() + self._clock.epoch
             versions = await seats.attempt("get_many", seats.remote_tags.versions(terms.tags, now), None)
-            for flight in wanted.values():
+            for flight in mine.values():
                 flight.versions = versions
+        return mine, others
 
     async def _run_many(
         self,

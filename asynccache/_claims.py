@@ -1,7 +1,7 @@
 """The rights to load many keys at once: what a bulk load holds while it runs.
 
-A key whose lease somebody else has is loaded all the same, as the caller needs its value, but only the holder stores
-what he has loaded.
+A key whose lease somebody else has is left to him. Who waits for it holds nothing meanwhile, so that no two loads wait
+for each other; who cannot wait loads it all the same, and only the holder stores what he has loaded.
 """
 
 import asyncio
@@ -12,10 +12,11 @@ from typing import Final, final
 from asynccache._background import Background
 from asynccache._seats import Seats
 from asynccache.backend import Lease, Leases
+from asynccache.clock import stopwatch
 from asynccache.entry import Entry
 from asynccache.errors import BackendError, EncodeError
 
-__all__ = ["LEASE_SECONDS", "RENEW_SECONDS", "RETRY_SECONDS", "Claims"]
+__all__ = ["LEASE_SECONDS", "MOST_IN_VAIN", "NO_TIME", "RENEW_SECONDS", "RETRY_SECONDS", "Claims"]
 
 LEASE_SECONDS: Final = 3.0
 """How long the right to load lasts, unless it is renewed."""
@@ -25,6 +26,14 @@ RENEW_SECONDS: Final = 1.0
 
 RETRY_SECONDS: Final = 0.25
 """How soon again after that has failed."""
+
+NO_TIME: Final = 0.002
+"""Seconds: less than a lease is held that somebody waits for."""
+
+MOST_IN_VAIN: Final = 10
+"""How often a store may say that a lease is held, and that it is not."""
+
+_FAILED: Final = Lease("", "")
 
 
 @final
@@ -43,17 +52,32 @@ class Claims:
         self._background = background
         self._held: dict[str, Lease] = {}
         self._renewing: asyncio.Task[None] | None = None
+        self._in_vain = 0
 
-    async def acquire(self, keys: Sequence[str]) -> None:
-        """Claim the keys, as far as they are free."""
-        await self._background.together([self._acquire(key) for key in keys])
+    async def acquire(self, keys: Sequence[str]) -> set[str]:
+        """Claim the keys, as far as they are free; which ones somebody else has."""
+        leases = await self._background.together([self._acquire(key) for key in keys])
         if self._held:
             self._renewing = self._background.start(self._renew(), Context())
+        return {key for key, lease in zip(keys, leases, strict=True) if lease is None}
 
-    async def _acquire(self, key: str) -> None:
-        lease = await self._seats.attempt("lease", self._leases.acquire(key, ttl=LEASE_SECONDS), None)
-        if lease is not None:
+    async def _acquire(self, key: str) -> Lease | None:
+        lease = await self._seats.attempt("lease", self._leases.acquire(key, ttl=LEASE_SECONDS), _FAILED)
+        if lease is not None and lease is not _FAILED:
             self._held[key] = lease
+        return lease
+
+    async def wait(self, keys: Sequence[str]) -> bool:
+        """Return when somebody else's load of one of the keys may have ended; ``False`` when there is no waiting for
+        it.
+
+        It is one key that is waited for, not all: those of one load come together, and each would cost the store a
+        question.
+        """
+        began = stopwatch()
+        ended = await self._seats.attempt("wait", self._leases.wait(keys[0], timeout=LEASE_SECONDS), _FAILED)
+        self._in_vain = self._in_vain + 1 if stopwatch() - began < NO_TIME else 0
+        return ended is not _FAILED and self._in_vain <= MOST_IN_VAIN
 
     async def _renew(self) -> None:
         pause = RENEW_SECONDS
@@ -100,6 +124,7 @@ class Claims:
         """Give back what is still held."""
         if self._renewing is not None:
             self._renewing.cancel()
+            self._renewing = None
         for lease in self._held.values():
             self._leases.abandon(lease)
         self._held.clear()

@@ -14,10 +14,10 @@ import os
 import weakref
 from contextvars import Context
 from types import CoroutineType
-from typing import Any, Final, final
+from typing import Any, final
 
 from asynccache._bulk import BulkLoader
-from asynccache._claims import LEASE_SECONDS, RENEW_SECONDS, RETRY_SECONDS
+from asynccache._claims import LEASE_SECONDS, MOST_IN_VAIN, NO_TIME, RENEW_SECONDS, RETRY_SECONDS
 from asynccache._flight import Flight, Outcome, Status, current_flight
 from asynccache._flights import CANCELLED, Flights, Ticket
 from asynccache._keeping import NO_TOKEN, Keeper, as_entry
@@ -33,10 +33,6 @@ from asynccache.stats import Counters
 from asynccache.telemetry import NO_SPAN, CallSpan, Tracing
 
 __all__ = ["Loader"]
-
-
-_NO_TIME: Final = 0.002  # seconds: less than a lease is held that somebody waits for
-_MOST_IN_VAIN: Final = 10
 
 _loaders: "weakref.WeakSet[Loader]" = weakref.WeakSet()
 
@@ -358,8 +354,8 @@ class Loader:
             if lease is None:
                 waited, began = True, stopwatch()
                 ended = await self._seats.attempt("wait", leases.wait(flight.key, timeout=LEASE_SECONDS), failed)
-                in_vain = in_vain + 1 if stopwatch() - began < _NO_TIME else 0
-                if ended is failed or in_vain > _MOST_IN_VAIN:  # a store that says both that it is held and that not
+                in_vain = in_vain + 1 if stopwatch() - began < NO_TIME else 0
+                if ended is failed or in_vain > MOST_IN_VAIN:  # a store that says both that it is held and that not
                     return failed, None
             try:
                 ready = await self._look_remote(flight, terms)

@@ -278,7 +278,7 @@ class Cache:
         Args:
             keys: The keys.
             loader: An async or sync callable of the list of missing keys, that returns a mapping. Keys that are being
-                loaded already are waited for instead.
+                loaded already, by other processes too, are waited for instead.
             ttl: How long the loaded values are fresh.
             policy: How to load, instead of the cache's policy.
             **options: Options of the policy, for this call.
