@@ -220,11 +220,11 @@ class Dispatcher:
             return await self.seats.fetch(key, None, copied=False)
         return self.seats.look(key, self.now())
 
-    async def entry(self, key: str) -> Entry | None:
-        """The entry, fresh or stale."""
+    async def entry(self, key: str, prefix: str) -> Entry | None:
+        """The entry, fresh or stale, with its tags' names without the prefix."""
         with self.tracing.call("cache.entry", key):
             found = await self.peek(key)
-            return None if found is None else as_entry(found, self._clock.epoch)
+            return None if found is None else as_entry(found, self._clock.epoch, prefix)
 
     async def ttl(self, key: str) -> float | None:
         """Seconds of freshness left; infinite with no expiry, ``None`` when absent."""

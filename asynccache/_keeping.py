@@ -197,13 +197,14 @@ def life_of(
     )
 
 
-def as_entry(found: Found, epoch: float) -> Entry:
-    """A value and its life as users see it."""
+def as_entry(found: Found, epoch: float, prefix: str) -> Entry:
+    """A value and its life as users see it: with tags as they call them."""
     value, life = found
+    tags = life.versions if life.versions is not None else dict.fromkeys(life.tags, str(life.stamp))
     return Entry(
         value=value,
         created_at=life.created_at + epoch,
         fresh_until=life.fresh_until + epoch,
         expires_at=life.expires_at + epoch,
-        tags=life.versions if life.versions is not None else dict.fromkeys(life.tags, str(life.stamp)),
+        tags={tag.removeprefix(prefix): version for tag, version in tags.items()},
     )

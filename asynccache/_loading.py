@@ -258,7 +258,7 @@ class Loader:
                 if wants_load(factory):
                     load = Load(
                         flight.key[len(prefix) :],
-                        self._as_entry(flight.stale),
+                        None if flight.stale is None else as_entry(flight.stale, self._clock.epoch, prefix),
                         flight.reason,
                         tuple(tag[len(prefix) :] for tag in terms.tags),
                     )
@@ -387,9 +387,6 @@ class Loader:
             await passed.wait()
         finally:
             timer.cancel()
-
-    def _as_entry(self, found: Found | None) -> Entry | None:
-        return None if found is None else as_entry(found, self._clock.epoch)
 
 
 def _forget_after_fork() -> None:

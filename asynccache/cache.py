@@ -135,7 +135,7 @@ class Cache:
 
     async def entry(self, key: str) -> Entry | None:
         """The stored entry with its times and tags, fresh or stale, or ``None``: for looking."""
-        return await self._core.here().entry(whole_key(self._prefix, key))
+        return await self._core.here().entry(whole_key(self._prefix, key), self._prefix)
 
     async def keys(self, match: str = "*") -> AsyncIterator[str]:
         """The keys of this namespace, not those of deeper ones, that match the glob; without the namespace.
