@@ -5,6 +5,7 @@
 2007).
 """
 
+import math
 import random
 from collections.abc import Callable
 from typing import Final, Literal, TypeAlias, final
@@ -20,19 +21,20 @@ _FORGOTTEN_SECONDS: Final = 5.0  # a caller who comes this long after the last f
 
 @final
 class Breaker:
-    """Remembers failures of one server.
+    """Remembers failures of one server, for all connections to it: one of them tries.
 
     Args:
         now: Seconds that never go back.
     """
 
-    __slots__ = ("_failed_at", "_failures", "_now", "_retry_at")
+    __slots__ = ("_failed_at", "_failures", "_now", "_probing", "_retry_at")
 
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
         self._failures = 0
         self._failed_at = 0.0
         self._retry_at = 0.0
+        self._probing = False
 
     @property
     def state(self) -> BreakerState:
@@ -48,10 +50,25 @@ class Breaker:
 
     def allows(self) -> bool:
         """Whether an attempt may be made now."""
-        return self._failures == 0 or self._now() >= self._retry_at
+        return self._failures == 0 or (not self._probing and self._now() >= self._retry_at)
 
-    def failed(self) -> None:
-        """Note a failure: nobody tries for a while."""
+    def probe(self) -> bool:
+        """Note that an attempt begins; whether it is the one that others wait for until it has `probed`."""
+        self._probing = self._failures > 0
+        return self._probing
+
+    def probed(self) -> None:
+        """Note that such an attempt has come to nothing, so that another may be made."""
+        self._probing = False
+
+    def failed(self, began: float = math.inf) -> None:
+        """Note a failure: nobody tries for a while.
+
+        Args:
+            began: When what has failed was begun: before the latest failure, this one tells nothing new.
+        """
+        if began < self._failed_at:
+            return
         self._failures += 1
         self._failed_at = self._now()
         pause = min(_FIRST_PAUSE * 2.0 ** min(self._failures - 1, 10), _LONGEST_PAUSE)
@@ -60,3 +77,5 @@ class Breaker:
     def succeeded(self) -> None:
         """Forget all failures."""
         self._failures = 0
+        self._failed_at = 0.0
+        self._probing = False

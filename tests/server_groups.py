@@ -5,14 +5,19 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Self
 
-from servers import Server, ServerError, free_port, launch, wait_until
+from servers import Certificates, Server, ServerError, free_port, launch, wait_until
 
-__all__ = ["Cluster", "Sentinels"]
+__all__ = ["Cluster", "Sentinels", "place_of"]
 
 
 def _rows(flat: list[list[bytes]]) -> list[dict[str, str]]:
     """The rows of an answer that lists names and values in turn."""
     return [dict(zip((x.decode() for x in row[::2]), (x.decode() for x in row[1::2]), strict=True)) for row in flat]
+
+
+def place_of(server: Server) -> tuple[str, int]:
+    """Where the others of its group find a server: at its TLS port, if it has one."""
+    return server.host, server.tls_port or server.port
 
 
 class _Group:
@@ -52,40 +57,47 @@ class Sentinels(_Group):
         service: str = "service",
         options: Mapping[str, str | int] | None = None,
         down_after: float = 0.5,
+        tls: Certificates | None = None,
     ) -> None:
         """Args:
         flavour: One of `flavours`.
         service: The name by which the sentinels know the master.
         options: Those of the three servers.
         down_after: After so many seconds of silence a server counts as down.
+        tls: Makes all speak TLS, with each other too, and is the certificate of each.
         """
         self.service = service
+        self.tls = tls
         self._flavour = flavour
         self._down_after = down_after
-        self.servers = [Server(flavour, options=options) for _ in range(3)]
+        self._tls_options = {"tls-replication": "yes"} if tls else {}
+        self.servers = [Server(flavour, tls=tls, options={**self._tls_options, **(options or {})}) for _ in range(3)]
         self.sentinels: list[Server] = []
 
     @property
     def url(self) -> str:
-        """``redis+sentinel://host:port,host:port,host:port/service/0``."""
-        hosts = ",".join(f"{sentinel.host}:{sentinel.port}" for sentinel in self.sentinels)
-        return f"redis+sentinel://{hosts}/{self.service}/0"
+        """``redis+sentinel://host:port,host:port,host:port/service/0``; with TLS, ``rediss+sentinel://``."""
+        hosts = ",".join("{}:{}".format(*place_of(sentinel)) for sentinel in self.sentinels)
+        return f"redis{'s' if self.tls else ''}+sentinel://{hosts}/{self.service}/0"
 
     def start(self) -> None:
         launch(self.servers)
         master, *replicas = self.servers
         for replica in replicas:
-            replica.command("REPLICAOF", master.host, master.port)
+            replica.command("REPLICAOF", *place_of(master))
         for replica in replicas:
             wait_until(lambda r=replica: r.info("replication")["master_link_status"] == "up", "a replica follows")  # type: ignore[misc]
         milliseconds = round(self._down_after * 1000)
         configuration = [
-            f"sentinel monitor {self.service} {master.host} {master.port} 2",
+            "sentinel monitor {} {} {} 2".format(self.service, *place_of(master)),
             f"sentinel down-after-milliseconds {self.service} {milliseconds}",
             f"sentinel failover-timeout {self.service} 3000",  # also for a promotion, see `_hurry`
             f"sentinel parallel-syncs {self.service} 2",
         ]
-        self.sentinels = [Server(self._flavour, sentinel="\n".join(configuration)) for _ in range(3)]
+        self.sentinels = [
+            Server(self._flavour, sentinel="\n".join(configuration), tls=self.tls, options=self._tls_options)
+            for _ in range(3)
+        ]
         launch(self.sentinels)
         self._hurry(publish=100)  # they find each other by what they publish
         self.wait_steady()
@@ -123,7 +135,7 @@ class Sentinels(_Group):
         return [server for server in self.servers if server is not master]
 
     def _server_at(self, address: tuple[str, int]) -> Server:
-        return next(server for server in self.servers if server.address == address)
+        return next(server for server in self.servers if place_of(server) == address)
 
     def kill_master(self) -> Server:
         """The master, just killed; `wait_failover` waits until it is replaced."""
@@ -139,7 +151,7 @@ class Sentinels(_Group):
             ((host, port),) = named if len(named) == 1 else {(b"", b"0")}
             address = host.decode(), int(port)
             return (
-                address not in (("", 0), old.address)
+                address not in (("", 0), place_of(old))
                 and self._server_at(address).info("replication")["role"] == "master"
             )
 
@@ -211,16 +223,21 @@ class Cluster(_Group):
         *,
         options: Mapping[str, str | int] | None = None,
         node_timeout: float = 1.0,
+        tls: Certificates | None = None,
     ) -> None:
         """Args:
         flavour: One of `flavours`.
         options: Those of the six servers.
         node_timeout: After so many seconds of silence a node counts as down.
+        tls: Makes all speak TLS, with each other too, and is the certificate of each.
         """
+        self.tls = tls
         self.nodes = [
             Server(
                 flavour,
+                tls=tls,
                 options={
+                    **({"tls-cluster": "yes", "tls-replication": "yes"} if tls else {}),
                     "cluster-enabled": "yes",
                     "cluster-config-file": "nodes.conf",
                     "cluster-node-timeout": round(node_timeout * 1000),
@@ -235,8 +252,9 @@ class Cluster(_Group):
 
     @property
     def url(self) -> str:
-        """``redis+cluster://host:port,host:port,host:port``, with the first three nodes."""
-        return "redis+cluster://" + ",".join(f"{node.host}:{node.port}" for node in self.nodes[:3])
+        """``redis+cluster://host:port,host:port,host:port``, with the first three nodes; or ``rediss+cluster://``."""
+        hosts = ",".join("{}:{}".format(*place_of(node)) for node in self.nodes[:3])
+        return f"redis{'s' if self.tls else ''}+cluster://{hosts}"
 
     def start(self) -> None:
         launch(self.nodes)
@@ -247,7 +265,7 @@ class Cluster(_Group):
         for i, node in enumerate(self.nodes):  # all with all, not leaving it to gossip
             for other in self.nodes[:i]:
                 bus = other.options["cluster-port"]
-                node.command("CLUSTER", "MEET", other.host, other.port, bus)
+                node.command("CLUSTER", "MEET", *place_of(other), bus)
         wait_until(lambda: all(len(self._known(node)) == 6 for node in self.nodes), "the nodes know each other")
         for master, replica in zip(self.nodes[:3], self.nodes[3:], strict=True):
             replica.command("CLUSTER", "REPLICATE", self.id_of(master))
@@ -394,7 +412,7 @@ class Cluster(_Group):
         def move(*keys: str | bytes) -> None:
             some = list(keys) or source.command("CLUSTER", "GETKEYSINSLOT", slot, 1000)
             while some:
-                source.command("MIGRATE", to.host, to.port, "", 0, 5000, "KEYS", *some)
+                source.command("MIGRATE", *place_of(to), "", 0, 5000, "KEYS", *some)
                 some = [] if keys else source.command("CLUSTER", "GETKEYSINSLOT", slot, 1000)
 
         yield move

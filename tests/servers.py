@@ -20,7 +20,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -138,15 +138,20 @@ def has_tls(flavour: str | None = None) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Certificates:
-    """The files of an authority and of a server for ``localhost`` and ``127.0.0.1`` that it vouches for."""
+    """The files of an authority, and of a server that it vouches for."""
 
     authority: Path
     certificate: Path
     key: Path
 
 
-def certificates(directory: Path) -> Certificates:
-    """New certificates, valid for a day, as files in a directory."""
+def certificates(directory: Path, names: Sequence[str] = ("localhost", HOST)) -> Certificates:
+    """New certificates, valid for a day, as files in a directory.
+
+    Args:
+        directory: It is made, unless it is there.
+        names: The server's hosts, by name or by address.
+    """
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -185,8 +190,11 @@ def certificates(directory: Path) -> Certificates:
             )
         )
         if not authority:
-            names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address(HOST))]
-            builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+            hosts = [
+                x509.IPAddress(ipaddress.ip_address(each)) if each[0].isdigit() else x509.DNSName(each)
+                for each in names
+            ]
+            builder = builder.add_extension(x509.SubjectAlternativeName(hosts), critical=False)
         return builder.sign(issuer_key, hashes.SHA256())
 
     directory.mkdir(parents=True, exist_ok=True)

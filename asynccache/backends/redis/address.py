@@ -112,6 +112,9 @@ def settings_of(url: SplitResult, query: Mapping[str, str]) -> Settings:
         for host in hosts:
             parsed = _parsed(f"redis://{host}", shown)
             addresses.append((parsed.get("host", "localhost"), parsed.get("port", _DEFAULT_PORTS[topology])))
+    connections = _given(options.integer("connections", minimum=1, default=1), shown, "connections")
+    if connections > 1 and topology == "cluster":
+        raise ConfigError(f"{shown} connections is for one server: a cluster has a connection to each of its nodes")
     merge_reads = options.boolean("merge_reads", default=False)
     if merge_reads and topology == "cluster":
         raise ConfigError(f"{shown} reads of a cluster cannot be merged: their keys are on several servers")
@@ -140,7 +143,7 @@ def settings_of(url: SplitResult, query: Mapping[str, str]) -> Settings:
         connect_timeout=_given(
             options.duration("connect_timeout", default=_DEFAULT_CONNECT_TIMEOUT), shown, "connect_timeout"
         ),
-        connections=_given(options.integer("connections", minimum=1, default=1), shown, "connections"),
+        connections=connections,
         merge_reads=merge_reads,
         client_name=client_name,
         protocol=protocol,

@@ -93,6 +93,7 @@ class RedisBackend:
         if type(data) is not bytes:
             try:
                 data = await pool.again(link, data, first_chunk(name))
+                link = pool.link(name)  # another one, where its slot has moved
             except BackendError as error:
                 self.reports.tell("an entry could not be read", foreign(error))
                 return None
@@ -322,7 +323,7 @@ class RedisBackend:
         """Delete what is to be deleted, before anybody reads."""
         pool = self.pool()
         pool.greeted(link)
-        self.coherence.connected(told=link.tracking)
+        self.told(link)
         if pool.clustered and not pool.mapped:
             [asked] = wire.urgent(pack(("CLUSTER", "SLOTS")))
             table = await asked
@@ -330,6 +331,11 @@ class RedisBackend:
                 raise BackendUnavailable("redis: the server is no part of a cluster")
             pool.learn(link, told(table))
         await pool.repayment.at_opening(link, wire)
+
+    def told(self, *opening: Link, log: bool = True) -> None:
+        """Take note of whether all servers tell of what is read."""
+        links = [link for link in self.links() if link.up]
+        self.coherence.connected(told=all(link.tracking for link in (*opening, *links)), log=log)
 
     def now(self) -> float:
         """Seconds since 1970 by the cache's clock."""

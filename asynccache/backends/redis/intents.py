@@ -7,15 +7,19 @@ knows its keys. A lease is given back by its token, which is nobody else's: that
 nothing when the lease has lapsed.
 """
 
+from collections import OrderedDict
 from collections.abc import Iterable
 from itertools import islice
-from typing import Any, Final, NamedTuple, final
+from typing import Any, Final, NamedTuple, TypeVar, final
 
 from asynccache.backends.redis.scripts import RELEASE
 from asynccache.backends.redis.wire import pack
 from asynccache.clock import stopwatch
 
 __all__ = ["Debt", "Intents"]
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 _MOST_KEYS: Final = 100_000
 _MOST_LEASES: Final = 10_000
@@ -52,9 +56,9 @@ class Intents:
     """
 
     def __init__(self) -> None:
-        self.keys: dict[bytes, object] = {}
+        self.keys: OrderedDict[bytes, object] = OrderedDict()  # the oldest of a dict is dear where many were removed
         self.lost = 0
-        self._leases: dict[tuple[bytes, str], float] = {}
+        self._leases: OrderedDict[tuple[bytes, str], float] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self.keys) + len(self._leases)
@@ -80,10 +84,10 @@ class Intents:
     def some(self, count: int | None = None) -> list[Debt]:
         """The oldest of them, or all."""
         now = stopwatch()
-        for lease in [lease for lease, until in list(self._leases.items()) if until <= now]:
+        for lease in [lease for lease, until in _first(self._leases, None) if until <= now]:
             self._leases.pop(lease, None)
-        keys = [Debt(name, None, failure) for name, failure in islice(list(self.keys.items()), count)]
-        leases = [Debt(name, token, until) for (name, token), until in islice(list(self._leases.items()), count)]
+        keys = [Debt(name, None, failure) for name, failure in _first(self.keys, count)]
+        leases = [Debt(name, token, until) for (name, token), until in _first(self._leases, count)]
         return keys + leases
 
     def of(self, names: Iterable[bytes]) -> list[Debt]:
@@ -103,13 +107,22 @@ class Intents:
             self.keys.pop(key, None)
 
 
-def _shorten(debts: dict[Any, Any], most: int) -> int:
+def _first(debts: OrderedDict[K, V], count: int | None) -> list[tuple[K, V]]:
+    """The oldest so many, or all."""
+    while True:
+        try:
+            return list(islice(debts.items(), count))
+        except RuntimeError:  # another thread's loop has changed them meanwhile
+            continue
+
+
+def _shorten(debts: OrderedDict[Any, Any], most: int) -> int:
     """Drop the oldest of too many; how many."""
     dropped = 0
     while len(debts) > most:
         try:
-            del debts[next(iter(debts))]
-        except (StopIteration, KeyError, RuntimeError):  # another thread's loop did
+            debts.popitem(last=False)
+        except KeyError:  # another thread's loop did
             break
         dropped += 1
     return dropped

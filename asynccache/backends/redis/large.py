@@ -8,7 +8,7 @@ from asynccache._offloading import joined
 from asynccache.backends.redis.link import Link
 from asynccache.backends.redis.pool import Pool
 from asynccache.backends.redis.reading import CHUNK
-from asynccache.backends.redis.replies import code_of, told
+from asynccache.backends.redis.replies import ErrorReply, code_of, told
 from asynccache.backends.redis.scripts import COMMIT, LEASE_BYTES, LEASE_MAGIC, MOVE
 from asynccache.backends.redis.slots import slot_of
 from asynccache.backends.redis.wire import KEPT, Asked, pack
@@ -131,7 +131,18 @@ async def whole(pool: Pool, link: Link, name: bytes, start: bytes) -> list[bytes
         BackendError: The server failed.
     """
     deadline = stopwatch() + pool.timeout
-    beside = pool.large(link)
+    try:
+        return await _in_chunks(pool.large(link), name, start, deadline)
+    except BackendError as error:
+        elsewhere = error.__cause__
+        if not isinstance(elsewhere, ErrorReply) or code_of(elsewhere) not in _ELSEWHERE:
+            raise
+        # Its slot is on the move: it is asked for at once, wherever it is.
+        data: Any = await pool.again(link, elsewhere, pack((b"GET", name)), deadline=deadline)
+        return [data or b""]
+
+
+async def _in_chunks(beside: Link, name: bytes, start: bytes, deadline: float) -> list[bytes]:
     length: int = told(await beside.ask(pack((b"STRLEN", name)), deadline=deadline))
     chunks = [start]
     asked: deque[Asked] = deque()

@@ -11,7 +11,9 @@ from asynccache._background import Background
 from asynccache._breaker import Breaker, BreakerState
 from asynccache.backends.redis.address import Address, Settings
 from asynccache.backends.redis.greeting import greet
+from asynccache.backends.redis.patience import patience
 from asynccache.backends.redis.replies import ErrorReply, away, code_of, translated
+from asynccache.backends.redis.scripts import LESSONS
 from asynccache.backends.redis.wire import Asked, Wire, pack, unsent
 from asynccache.clock import Clock, stopwatch
 from asynccache.errors import BackendError, BackendTimeout, BackendUnavailable
@@ -23,6 +25,7 @@ _IDLE_SECONDS: Final = 1.0
 _DROP_SECONDS: Final = 1.0
 _LEAST_PAUSE: Final = 0.05
 _LAST_SECONDS: Final = 1.0
+_TAUGHT_SECONDS: Final = 1.0  # who misses a script that long after they were all sent brings it himself
 _DROPPING: Final = frozenset(("READONLY", "LOADING", "NOAUTH", "MASTERDOWN", "MAX"))
 
 
@@ -67,9 +70,11 @@ class Link:
         loop: The loop.
         background: Where its task lives.
         master: Whether the server must be a master.
+        breaker: That of all connections to the server; left out, it is the only one.
 
     Attributes:
         address: Where it was found last.
+        breaker: When to try again.
         offset: Seconds by which the server's clock is ahead of the cache's.
         send: As `Wire.ask`, as long as the connection is good; else as `ask`.
         tracking: Whether the server tells of keys that change.
@@ -84,19 +89,22 @@ class Link:
         background: Background,
         *,
         master: bool = False,
+        breaker: Breaker | None = None,
     ) -> None:
         self._owner = owner
         self._locate = locate
         self._loop = loop
         self._background = background
         self._master = master
-        self._breaker = Breaker(stopwatch)
+        self.breaker = Breaker(stopwatch) if breaker is None else breaker
         self._wire: Wire | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._dropped_at = -_DROP_SECONDS
         self._given_up = False
         self._closed = False
         self._tried_at = -_LEAST_PAUSE
+        self._began = 0.0
+        self._taught_at = -_TAUGHT_SECONDS
         self._last: BackendError | None = None  # why the latest attempt failed
         self.address: Address | None = None
         self.offset = 0.0
@@ -128,7 +136,7 @@ class Link:
         wire = self._wire
         if wire is None or wire.lost:
             wire = self._begin()
-        elif not wire.opened and self._breaker.tripped:
+        elif not wire.opened and self.breaker.tripped:
             raise self._away()
         asked = wire.ask(command, extra, deadline)
         if traced and recording():
@@ -136,6 +144,14 @@ class Link:
             if trip is not None:
                 asked.add_done_callback(partial(_answered, trip))
         return asked
+
+    def teach(self) -> bool:
+        """Have the server know all scripts before it reads what waits to be sent, or what is asked from now on; whether
+        that could be done. Where each of a crowd brought his own, most would come before it."""
+        now = stopwatch()
+        if now - self._taught_at >= _TAUGHT_SECONDS and self._wire is not None and self._wire.ahead(LESSONS):
+            self._taught_at = now
+        return now - self._taught_at < _TAUGHT_SECONDS
 
     def where(self) -> Mapping[str, str | int]:
         """The attributes of spans that say which server this is."""
@@ -153,12 +169,17 @@ class Link:
     def state(self) -> BreakerState:
         """Of its breaker."""
         wire = self._wire
-        return "open" if wire is not None and wire.late else self._breaker.state
+        return "open" if wire is not None and wire.late else self.breaker.state
 
     @property
     def up(self) -> bool:
         """Whether a command would leave at once."""
         return self._wire is not None and self._wire.opened
+
+    @property
+    def peer(self) -> object:
+        """The other end of the connection, whatever name it was found by."""
+        return None if self._wire is None else self._wire.peer
 
     @property
     def load(self) -> int:
@@ -172,7 +193,7 @@ class Link:
             if now - self._dropped_at >= _DROP_SECONDS or code_of(error) in ("LOADING", "MAX"):
                 self._dropped_at = now
                 self.drop()
-                self._breaker.failed()
+                self._failed()
         return translated(error)
 
     def drop(self) -> None:
@@ -195,25 +216,26 @@ class Link:
             raise unsent(BackendUnavailable("redis: the store is closed"))
         if self._background.ending:
             raise unsent(BackendUnavailable(_ENDED))
-        if not self._breaker.allows():
+        if not self.breaker.allows():
             raise self._away()
         wire = Wire(
             self._loop,
             timeout=self._owner.settings.timeout,
             pushed=self._owner.pushed,
-            stalled=self._breaker.failed,
+            stalled=self._failed,
             lost=self._lost,
         )
         self._wire = wire
         self._given_up = False
-        tripped = self._breaker.tripped
+        self._began = stopwatch()
+        tripped = self.breaker.tripped
         self.attempts += 1
-        self._background.start(self._live(wire), Context())
+        self._background.start(self._live(wire, self.breaker.probe()), Context())
         if tripped:
             raise self._away()  # the attempt goes on without the caller
         return wire
 
-    async def _live(self, wire: Wire) -> None:
+    async def _live(self, wire: Wire, probing: bool) -> None:
         """Connect, greet, and keep the connection until it is lost."""
         settings = self._owner.settings
         opened, tracked_all = False, False
@@ -223,7 +245,7 @@ class Link:
             if pause > 0:  # a server that greets and hangs up is not called without end; who asks waits
                 await asyncio.sleep(pause)
             self._tried_at = stopwatch()
-            async with asyncio.timeout(settings.connect_timeout):
+            async with patience(settings.connect_timeout):
                 await self._connect(wire)
                 tracked_all = self._owner.track_all
                 greeting = await greet(wire, settings, self._owner.clock, track_all=tracked_all, master=self._master)
@@ -235,7 +257,7 @@ class Link:
             if not wire.lost:
                 opened = True
                 self._last = None
-                self._breaker.succeeded()
+                self.breaker.succeeded()
                 self._keeper = asyncio.current_task()
                 wire.open()
                 self.send = wire.ask
@@ -250,7 +272,9 @@ class Link:
             raise
         finally:
             if not opened and not self._given_up:
-                self._breaker.failed()
+                self._failed()
+            if not opened and probing:
+                self.breaker.probed()
             wire.close(failure)
 
     async def _connect(self, wire: Wire) -> None:
@@ -298,6 +322,9 @@ class Link:
             _last.discard(task)
             self._background.ending -= 1
 
+    def _failed(self) -> None:
+        self.breaker.failed(self._began)
+
     def _failure(self, error: BaseException) -> BackendError:
         """What an attempt to connect has come to; with the server's name, for the log."""
         if isinstance(error, BackendError):
@@ -325,8 +352,9 @@ class Link:
     def _lost(self, error: BaseException | None) -> None:
         wire = self._wire
         if isinstance(error, BackendTimeout) or (wire is not None and not wire.proved and not self._given_up):
-            self._breaker.failed()  # silent, or lost before it was good for anything
+            self._failed()  # silent, or lost before it was good for anything
         self.tracking = False
+        self._taught_at = -_TAUGHT_SECONDS
         self.send = self.ask
         keeper, self._keeper = self._keeper, None
         if keeper is not None:

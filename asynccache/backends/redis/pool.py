@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, Final, Protocol, final
 
 from asynccache._background import Background
+from asynccache._breaker import Breaker
 from asynccache.backends.redis.address import Address
 from asynccache.backends.redis.intents import Intents
 from asynccache.backends.redis.link import Link, Owner, name_of
@@ -43,6 +44,8 @@ class Store(Owner, Protocol):
     intents: Intents
     coherence: Tracker
 
+    def told(self, *, log: bool = True) -> None: ...
+
 
 @final
 class Pool:
@@ -70,6 +73,7 @@ class Pool:
         self._settings = owner.settings
         self._background = Background()
         self.repayment = Repayment(self, owner.intents, self._background)
+        self._breaker = Breaker(stopwatch)  # all have one server, unless they are a cluster's nodes
         self._nodes: dict[Address, Link] = {}
         self._large: dict[int, Link] = {}
         self._mergers: dict[int, Merger] = {}
@@ -136,7 +140,8 @@ class Pool:
     def _made(self, beside: Link | None) -> Link:
         sentinel = self._settings.topology == "sentinel"
         locate = self._locate if beside is None or not self.clustered else partial(_same_as, beside)
-        return Link(self._owner, locate, self.loop, self._background, master=sentinel)
+        breaker = self._breaker if beside is None else beside.breaker
+        return Link(self._owner, locate, self.loop, self._background, master=sentinel, breaker=breaker)
 
     def _node(self, address: Address) -> Link:
         link = self._nodes.get(address)
@@ -172,7 +177,12 @@ class Pool:
         return deadline
 
     def greeted(self, link: Link) -> None:
-        """Take over the time of a server that has been greeted; small differences are that of two messages."""
+        """Take over the time of a server that has been greeted (small differences are that of two messages); and let go
+        of connections to what was the master before."""
+        if self._settings.topology == "sentinel":
+            for other in self.links():
+                if other.up and other.peer != link.peer:
+                    other.drop()
         if not self.met or abs(link.offset - self.offset) > _SAME_SECONDS:
             self.offset = link.offset
         self.met = True
@@ -188,9 +198,12 @@ class Pool:
         command, deadline = pack(arguments), stopwatch() + self.timeout
         link = self.link(key)
         reply = await link.ask(command)
-        if isinstance(reply, Exception):
+        if not isinstance(reply, Exception):
+            return reply
+        try:
             return await self.again(link, reply, command, deadline=deadline)
-        return reply
+        finally:
+            del reply  # see again
 
     async def run(
         self,
@@ -210,9 +223,12 @@ class Pool:
         link = self.link(key)
         until = deadline or stopwatch() + self.timeout
         reply = await link.ask(command, extra, deadline=deadline)
-        if isinstance(reply, Exception):
+        if not isinstance(reply, Exception):
+            return reply
+        try:
             return await self.again(link, reply, command, script.source, until)
-        return reply
+        finally:
+            del reply  # see again
 
     async def ask_all(
         self, commands: Sequence[tuple[bytes, bytes]], script: Script | None = None, extra: int = 0
@@ -237,7 +253,7 @@ class Pool:
             try:
                 asked.append((link, link.ask(command, extra, traced=not several), command))
             except BackendError as error:
-                asked.append((link, error, command))
+                asked.append((link, error.with_traceback(None), command))
         deadline = stopwatch() + self.timeout
         source = "" if script is None else script.source
         replies: list[Any] = []
@@ -248,7 +264,7 @@ class Pool:
                     try:
                         reply = await self.again(link, reply, command, source, deadline)
                     except BackendError as error:
-                        reply = error
+                        reply = error.with_traceback(None)  # which holds this frame, and that the replies
                 replies.append(reply)
         finally:
             if trip is not None:
@@ -263,9 +279,14 @@ class Pool:
             await asyncio.wait(under_way, timeout=self.timeout)
 
     def grouped(self, keys: Sequence[bytes], most: int) -> list[Sequence[bytes]]:
-        """The keys in groups that one command can have; in a cluster, where slots move, each by itself."""
-        step = 1 if self.clustered else most
-        return [keys[start : start + step] for start in range(0, len(keys), step)]
+        """The keys in groups that one command can have: of one connection; in a cluster, where slots move, each by
+        itself."""
+        if self.clustered:
+            return [[key] for key in keys]
+        parts: dict[Link, list[bytes]] = {}
+        for key in keys:
+            parts.setdefault(self.link(key), []).append(key)
+        return [part[start : start + most] for part in parts.values() for start in range(0, len(part), most)]
 
     async def again(
         self, link: Link, failure: Exception, command: bytes, source: str = "", deadline: float | None = None
@@ -287,12 +308,15 @@ class Pool:
         """
         deadline = deadline or stopwatch() + self.timeout
         reply: Any = failure
+        taught = False
         for _ in range(_MOST_REDIRECTIONS):
             code = code_of(reply) if isinstance(reply, ErrorReply) else ""
             alone = command
             extra = 0
             if code == "NOSCRIPT" and source:
-                extra, command = 1, pack(("SCRIPT", "LOAD", source)) + command  # in one round trip
+                if taught or not link.teach():
+                    extra, command = 1, pack(("SCRIPT", "LOAD", source)) + command  # in one round trip
+                taught = True
             elif code in ("MOVED", "ASK") and self.clustered and (place := _redirection(str(reply), link)):
                 slot, address = place
                 # What one node tells of a key is in no order with what another one answers: no copy is to be trusted.
@@ -307,7 +331,8 @@ class Pool:
                 await asyncio.sleep(_TRY_AGAIN_SECONDS)
             else:
                 break
-            reply = await link.ask(command, extra, deadline=deadline, name=name_of(alone))
+            until = max(deadline, stopwatch() + self.timeout / 2)  # a loop that was busy is no server that was slow
+            reply = await link.ask(command, extra, deadline=until, name=name_of(alone))
             command = alone
             if not isinstance(reply, Exception):
                 return reply
@@ -315,7 +340,10 @@ class Pool:
             return reply
         if self.clustered and not isinstance(reply, ErrorReply):
             self.refresh()
-        raise link.refused(reply)
+        try:
+            raise link.refused(reply)
+        finally:
+            del failure, reply  # what is raised holds the frames that it has passed, and what they hold: a circle
 
     # The map of a cluster
 
@@ -374,7 +402,8 @@ class Pool:
         """Have the servers tell of all that is read; until they do, nothing is taken for told."""
         for link in self.links():
             if link.up:
-                self._owner.coherence.connected(told=False, log=False)
+                link.tracking = False
+                self._owner.told(log=False)
                 self._background.start(self._track(link), Context())
 
     async def _track(self, link: Link) -> None:
@@ -382,10 +411,11 @@ class Pool:
             for command in (("CLIENT", "TRACKING", "OFF"), ("CLIENT", "TRACKING", "ON")):
                 told(await link.ask(pack(command)))
         except BackendError:
-            self._owner.coherence.connected(told=False)
+            self._owner.told()
         else:
             self._owner.coherence.changed(None)
-            self._owner.coherence.connected(told=True)
+            link.tracking = True
+            self._owner.told()
 
     def call(self, what: Callable[[], object]) -> None:
         """Have the pool's loop call it, from any thread."""

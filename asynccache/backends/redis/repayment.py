@@ -10,7 +10,7 @@ from typing import Any, Final, Protocol, final
 from asynccache._background import Background
 from asynccache.backends.redis.intents import Debt, Intents
 from asynccache.backends.redis.link import Link
-from asynccache.backends.redis.replies import told
+from asynccache.backends.redis.replies import all_told
 from asynccache.backends.redis.scripts import RELEASE, Script
 from asynccache.backends.redis.wire import Asked, Wire, pack
 from asynccache.errors import BackendError
@@ -18,8 +18,10 @@ from asynccache.errors import BackendError
 __all__ = ["Repayment", "Servers"]
 
 _PAUSE_SECONDS: Final = 0.25
-_CLOSING_SECONDS: Final = 0.25
+_BREATH_SECONDS: Final = 0.005  # between one part and the next: others have commands, too
+_CLOSING_SECONDS: Final = 1.0
 _MOST_AT_ONCE: Final = 500
+_MOST_AT_OPENING: Final = 2_000
 _LOAD: Final = pack(("SCRIPT", "LOAD", RELEASE.source))
 
 
@@ -79,13 +81,15 @@ class Repayment:
             self._background.start(self._go_on(), Context())
 
     async def _go_on(self) -> None:
+        pause = _PAUSE_SECONDS
         try:
             while True:
-                await asyncio.sleep(_PAUSE_SECONDS)
+                await asyncio.sleep(pause)
                 debts = self._intents.some(_MOST_AT_ONCE)
                 if not debts:
                     return
-                await self._pay(debts)
+                failed = any(isinstance(reply, Exception) for reply in await self._pay(debts))
+                pause = _PAUSE_SECONDS if failed else _BREATH_SECONDS
         finally:
             self._going_on = False
 
@@ -97,46 +101,57 @@ class Repayment:
         """
         debts = self._intents.of(names)
         if debts:
-            for reply in await self._pay(debts):
-                told(reply)
+            all_told(await self._pay(debts))
 
     async def at_closing(self) -> None:
         """Pay all, as far as that can be; leases lapse by themselves, and are not waited for as long as deletions."""
         debts = self._intents.some()
-        deletions = [debt for debt in debts if debt.token is None]
-        leases = [debt for debt in debts if debt.token is not None]
-        if deletions:
-            await self._pay(deletions)
-        if leases:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_CLOSING_SECONDS):
-                    await self._pay(leases)
+        for kind, seconds in (
+            ([debt for debt in debts if debt.token is None], _CLOSING_SECONDS),
+            ([debt for debt in debts if debt.token is not None], _CLOSING_SECONDS / 4),
+        ):
+            if kind:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(seconds):
+                        await self._pay(kind)
 
     async def at_opening(self, link: Link, wire: Wire) -> None:
-        """Pay what is owed to a server, before anybody reads there: deletions are waited for, a few leases are not,
-        and the other leases have time."""
-        mine = [debt for debt in self._intents.some() if self._servers.link(debt.name) is link]
-        leases = [debt for debt in mine if debt.token is not None][:_MOST_AT_ONCE]
+        """Pay some of what is owed to a server, before anybody reads there: deletions are waited for, leases are not.
+        Who reads a key of the others pays for that one first."""
+        some = [debt for debt in self._intents.some(_MOST_AT_OPENING) if self._servers.link(debt.name) is link]
+        leases = [debt for debt in some if debt.token is not None]
         for debt, asked in zip(leases, wire.urgent(*(debt.command for debt in leases)), strict=True):
             asked.add_done_callback(partial(self._answered_at_opening, debt))
-        deletions = {debt.name: debt for debt in mine if debt.token is None}
-        groups = self._servers.grouped(list(deletions), _MOST_AT_ONCE)
-        for start in range(0, len(groups), _MOST_AT_ONCE):
-            some = groups[start : start + _MOST_AT_ONCE]
-            for group, asked in zip(some, wire.urgent(*(pack((b"UNLINK", *group)) for group in some)), strict=True):
-                if not isinstance(await asked, Exception):
-                    for name in group:
-                        self._intents.paid(deletions[name])
+        groups = self._grouped([debt for debt in some if debt.token is None])
+        for group, asked in zip(groups, wire.urgent(*map(_deletion, groups)), strict=True):
+            self._settle(group, await asked)
         if self._intents:
             self.later()  # a server that was started anew knows no script
 
     def _answered_at_opening(self, debt: Debt, asked: Asked) -> None:
-        if not isinstance(asked.result(), Exception):
-            self._intents.paid(debt)
+        self._settle([debt], asked.result())
 
     async def _pay(self, debts: Sequence[Debt]) -> list[Any]:
-        replies = await self._servers.ask_all([(debt.name, debt.command) for debt in debts], RELEASE)
-        for debt, reply in zip(debts, replies, strict=True):
-            if not isinstance(reply, Exception):
-                self._intents.paid(debt)
+        """Pay them, deletions by the hundred; the replies."""
+        groups = self._grouped([debt for debt in debts if debt.token is None])
+        groups += [[debt] for debt in debts if debt.token is not None]
+        commands = [
+            (group[0].name, _deletion(group) if group[0].token is None else group[0].command) for group in groups
+        ]
+        replies = await self._servers.ask_all(commands, RELEASE)
+        for group, reply in zip(groups, replies, strict=True):
+            self._settle(group, reply)
         return replies
+
+    def _grouped(self, deletions: Sequence[Debt]) -> list[list[Debt]]:
+        debts = {debt.name: debt for debt in deletions}
+        return [[debts[name] for name in group] for group in self._servers.grouped(list(debts), _MOST_AT_ONCE)]
+
+    def _settle(self, debts: Iterable[Debt], reply: Any) -> None:
+        if not isinstance(reply, Exception):
+            for debt in debts:
+                self._intents.paid(debt)
+
+
+def _deletion(debts: Iterable[Debt]) -> bytes:
+    return pack((b"UNLINK", *(debt.name for debt in debts)))

@@ -7,7 +7,7 @@ import hiredis
 
 from asynccache.errors import BackendError, BackendUnavailable
 
-__all__ = ["ErrorReply", "away", "code_of", "foreign", "told", "translated"]
+__all__ = ["ErrorReply", "all_told", "away", "code_of", "foreign", "told", "translated"]
 
 ErrorReply = hiredis.ReplyError
 """The server said no; it comes as a value, also inside of other replies."""
@@ -61,9 +61,28 @@ def told(reply: Any) -> Any:
     Raises:
         BackendError: It is a failure.
     """
-    if isinstance(reply, Exception):
+    if not isinstance(reply, Exception):
+        return reply
+    try:
         raise translated(reply)
-    return reply
+    finally:
+        del reply  # what is raised holds this frame: the collector would have to find the two
+
+
+def all_told(replies: list[Any]) -> list[Any]:
+    """The replies.
+
+    Raises:
+        BackendError: One of them is a failure: the first of these.
+    """
+    failure = next((reply for reply in replies if isinstance(reply, Exception)), None)
+    if failure is not None:
+        del replies
+        try:
+            told(failure)
+        finally:
+            del failure  # as above
+    return replies
 
 
 def foreign(error: Exception, *, away: bool = False) -> Exception:

@@ -16,9 +16,11 @@ from dataclasses import dataclass, field
 from hashlib import sha1
 from typing import Final
 
+from asynccache.backends.redis.wire import pack
+
 __all__ = [
-    "ACQUIRE", "ADD", "COMMIT", "DELETE", "DROP", "LEASE_BYTES", "LEASE_MAGIC", "MOVE", "PUT_IF", "RELEASE", "RENEW",
-    "SWAP", "TOUCH", "Script", "lease_record",
+    "ACQUIRE", "ADD", "COMMIT", "DELETE", "DROP", "LEASE_BYTES", "LEASE_MAGIC", "LESSONS", "MOVE", "PUT_IF", "RELEASE",
+    "RENEW", "SWAP", "TOUCH", "Script", "lease_record",
 ]  # fmt: skip
 
 LEASE_BYTES: Final = 32
@@ -268,3 +270,9 @@ return 1
 """
 )
 """Give a lease back, if it is the token's. Argument: the token."""
+
+LESSONS: Final = tuple(
+    pack(("SCRIPT", "LOAD", script.source))
+    for script in (PUT_IF, DELETE, TOUCH, ADD, SWAP, DROP, ACQUIRE, RENEW, COMMIT, MOVE, RELEASE)
+)
+"""The commands by which a server comes to know all scripts."""

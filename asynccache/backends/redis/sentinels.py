@@ -8,6 +8,7 @@ from typing import Any, final
 from asynccache._background import Background
 from asynccache.backends.redis.address import Address, Settings
 from asynccache.backends.redis.link import Link
+from asynccache.backends.redis.replies import translated
 from asynccache.backends.redis.wire import Asked, Wire, pack
 from asynccache.clock import Clock
 from asynccache.errors import BackendError, BackendUnavailable
@@ -53,20 +54,24 @@ class Sentinels:
             BackendUnavailable: No sentinel knows it.
         """
         asked: set[Asked] = set()
+        failure: BackendError | None = None
         for link in self._links:
             try:
                 asked.add(link.ask(self._command, traced=False))
-            except BackendError:
-                pass
+            except BackendError as error:
+                failure = error
         while asked:
             answered, asked = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
             for each in answered:
                 reply = each.result()
+                if isinstance(reply, Exception):
+                    failure = translated(reply)
                 if not isinstance(reply, list) or [type(part) for part in reply] != [bytes, bytes]:
                     continue  # it does not know, or is no sentinel
                 if reply[1].isdigit() and 0 < int(reply[1]) < 65_536:
                     return reply[0].decode("ascii", "replace"), int(reply[1])
-        raise BackendUnavailable("redis: no sentinel knows the master")
+        why = "" if failure is None else f" ({failure.reason or failure})"
+        raise BackendUnavailable(f"redis: no sentinel knows the master{why}") from failure
 
     def close(self) -> None:
         """Close the connections."""

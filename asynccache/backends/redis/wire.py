@@ -13,8 +13,13 @@ come, whatever becomes of its caller: the reply of one who is gone is read and d
 
 The window bounds the replies in the air, in commands and in bytes that they are expected to have: past some 400 KB the
 loop would receive more than it hands on (measured: for values of 10 KB a window gains 45 %).
+
+A command has its time in the air, and as much while it waits for room; more of the latter while the server answers in
+half of that: then it is the loop that has no time, and what it gives up would be asked for once more. A timer that is
+late looks again after the loop has looked at its sockets: what it was too busy to read is no silence.
 """
 
+import math
 import socket
 import struct
 from asyncio import AbstractEventLoop, BufferedProtocol, Future, Transport
@@ -51,6 +56,8 @@ _JOINED_BYTES: Final = 65_536  # larger commands are written apart: joining woul
 _TURN_BYTES: Final = 65_536  # of a large command per turn of the loop
 _BUFFER_BYTES: Final = 262_144
 _RECEIVED_BYTES: Final = 65_536  # at a time
+_MOST_PATIENCE: Final = 10  # times the timeout
+_LATE_TIMER_SECONDS: Final = 0.05
 _NO_LINGERING: Final = struct.pack("ii", 1, 0)
 
 
@@ -60,7 +67,7 @@ class Wire(BufferedProtocol):
 
     Args:
         loop: The loop that it lives on.
-        timeout: Seconds that a command may take, its wait for room included.
+        timeout: Seconds that a command may take.
         pushed: Told of each message that answers no command.
         stalled: Told when commands have passed their deadline before the connection was open.
         lost: Told, with the reason, when the connection is lost.
@@ -97,7 +104,8 @@ class Wire(BufferedProtocol):
         self._in_air: deque[tuple[Asked | None, float]] = deque()
         self._transport: Transport | None = None
         self._rest = memoryview(b"")
-        self._heard_at = stopwatch()
+        self._heard_at = self._busy_since = stopwatch()
+        self._sweep_at = math.inf
         self._reply_bytes = 100.0
         self._flushing = self._sweeping = self._paused = False
         self._usual = self._ahead = self._early = 0
@@ -125,7 +133,8 @@ class Wire(BufferedProtocol):
             raise unsent(BackendError(f"redis: more than {_MOST_WAITING:,} commands wait to be sent"))
         asked = self._create_future()
         if deadline is not None:
-            self._loop.call_later(max(deadline - stopwatch(), 0.0), self._expire, asked)
+            timer = self._loop.call_later(max(deadline - stopwatch(), 0.0), self._expire, asked)
+            asked.add_done_callback(lambda _: timer.cancel())  # it would hold the reply
         if self._flushing:  # somebody has asked in this turn of the loop: the time is his
             waiting.append((command, asked, self._deadline, extra))
             if len(waiting) == self._early:
@@ -155,10 +164,24 @@ class Wire(BufferedProtocol):
         self._watch()
         return asked
 
+    def ahead(self, commands: Sequence[bytes]) -> bool:
+        """Send packed commands whose replies nobody wants, before what waits; whether that could be done."""
+        if not self.opened or self._rest or self._transport is None:
+            return False
+        self._in_air.extend([(None, stopwatch() + self._timeout)] * len(commands))
+        self._transport.write(b"".join(commands))
+        self._watch()
+        return True
+
     def open(self) -> None:
         """Let what is asked leave from now on."""
         self.opened = True
         self._flush()
+
+    @property
+    def peer(self) -> object:
+        """The address of the server."""
+        return None if self._transport is None else self._transport.get_extra_info("peername")
 
     @property
     def load(self) -> int:
@@ -203,14 +226,18 @@ class Wire(BufferedProtocol):
         if room <= 0:
             return 0
         sent = size = 0
+        now = stopwatch()
+        if not in_air:
+            self._busy_since = now
+        until = now + self._timeout
         batch: list[bytes] = []
         while waiting and room > 0 and not self._paused:
-            command, asked, deadline, extra = waiting.popleft()
+            command, asked, _, extra = waiting.popleft()
             if asked.done() and extra != KEPT:  # cancelled: it was never sent
                 continue
             if extra > 0:
-                in_air.extend([(None, deadline)] * extra)
-            in_air.append((asked, deadline))
+                in_air.extend([(None, until)] * extra)
+            in_air.append((asked, until))
             room -= 1
             sent += 1
             if len(command) >= _JOINED_BYTES:
@@ -321,8 +348,12 @@ class Wire(BufferedProtocol):
 
     def _watch(self) -> None:
         if not self._sweeping:
-            self._sweeping = True
-            self._loop.call_later(self._timeout, self._sweep)
+            self._sweep_in(self._timeout)
+
+    def _sweep_in(self, delay: float) -> None:
+        self._sweeping = True
+        self._sweep_at = stopwatch() + delay
+        self._loop.call_later(delay, self._sweep)
 
     def _sweep(self) -> None:
         """Fail what has passed its deadline: one timer for all commands, which are in the order of their deadlines."""
@@ -330,28 +361,33 @@ class Wire(BufferedProtocol):
         if self.lost:
             return
         now = stopwatch()
+        if now - self._sweep_at > _LATE_TIMER_SECONDS:
+            self._sweep_in(0.0)
+            self._sweep_at = math.inf  # however late that one is
+            return
         overdue = [(asked, True) for asked, deadline in self._in_air if deadline <= now and asked is not None]
         stalled = bool(self._in_air) and self._in_air[0][1] <= now
-        while self._waiting and self._waiting[0][2] <= now:
+        moving = self.opened and not (self._in_air and self._in_air[0][1] - now <= self._timeout / 2)
+        oldest = now - _MOST_PATIENCE * self._timeout if moving else now
+        while self._waiting and self._waiting[0][2] <= oldest:
             overdue.append((self._waiting.popleft()[1], False))
         for asked, sent in overdue:
             if not asked.done():
                 asked.set_result(_timed_out() if sent else unsent(_timed_out()))
         if stalled:
             self.late = True
-            if self.opened and now - self._heard_at >= self._timeout:
+            if self.opened and max(self._heard_at, self._busy_since) + self._timeout <= now:
                 self.close(BackendTimeout("redis: the server is silent"))
                 return
         elif overdue and not self.opened:
             self._on_stalled()
         firsts = [queue[0] for queue in (self._in_air,) if queue]
         deadlines = [deadline for _, deadline in firsts if deadline > now]
-        deadlines += [each[2] for each in list(self._waiting)[:1]]
+        deadlines += [max(self._waiting[0][2], now + self._timeout / 4)] if self._waiting else []
         if self._in_air and not deadlines:
             deadlines = [now + self._timeout / 4]
         if deadlines:
-            self._sweeping = True
-            self._loop.call_later(max(min(deadlines) - now, 0.001), self._sweep)
+            self._sweep_in(max(min(deadlines) - now, 0.001))
 
     def _end(self, error: BaseException | None) -> None:
         if self.lost:

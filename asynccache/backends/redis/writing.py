@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 from asynccache.backends.redis.intents import Intents
 from asynccache.backends.redis.pool import Pool
-from asynccache.backends.redis.replies import told
+from asynccache.backends.redis.replies import all_told
 from asynccache.backends.redis.scripts import Script
 from asynccache.backends.redis.wire import KEPT
 
@@ -59,7 +59,11 @@ async def change(
     except BaseException:
         store.owe(pool, names)
         raise
-    for (group, _), reply in zip(commands, replies, strict=True):
-        if isinstance(reply, Exception):
+    failed = [isinstance(reply, Exception) for reply in replies]
+    for (group, _), owed in zip(commands, failed, strict=True):
+        if owed:
             store.owe(pool, group)
-    return [told(reply) for reply in replies]
+    try:
+        return all_told(replies)
+    finally:
+        del replies  # see told
