@@ -10,6 +10,7 @@ __all__ = ["Background", "running_loop"]
 
 T = TypeVar("T")
 
+_MOST_TOGETHER: Final = 1_000
 _EAGER: Final = sys.version_info >= (3, 12)
 _CLOSING_SECONDS: Final = 1.0  # a factory that swallows its cancellation does not hold up the closing
 _eager_task: Final[Callable[..., asyncio.Task[None]]] = asyncio.Task  # type checkers of 3.11 know no eager_start
@@ -128,8 +129,20 @@ class Background:
             task.exception()  # those who wait have been told; what ends the program is raised by the loop itself
 
     async def together(self, works: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-        """The results of works that go on at the same time, in tasks of their own where there are several."""
-        return [await works[0]] if len(works) == 1 else await asyncio.gather(*works)
+        """The results of works that go on at the same time, in tasks of their own where there are several; of very many
+        one part after the other, as the last would have to wait for long if all began at once."""
+        if len(works) == 1:
+            return [await works[0]]
+        results: list[T] = []
+        for start in range(0, len(works), _MOST_TOGETHER):
+            end = start + _MOST_TOGETHER
+            try:
+                results += await asyncio.gather(*works[start:end])
+            except BaseException:
+                for work in works[end:]:
+                    work.close()
+                raise
+        return results
 
     def forget(self) -> None:
         """Drop every task unseen: in a forked child they belong to the parent's loop."""

@@ -33,6 +33,8 @@ NO_TIME: Final = 0.002
 MOST_IN_VAIN: Final = 10
 """How often a store may say that a lease is held, and that it is not."""
 
+_KEYS_A_LEASE: Final = 2_000  # of more, claiming takes so long that their leases have to last longer
+
 _FAILED: Final = Lease("", "")
 
 
@@ -53,16 +55,18 @@ class Claims:
         self._held: dict[str, Lease] = {}
         self._renewing: asyncio.Task[None] | None = None
         self._in_vain = 0
+        self._seconds = LEASE_SECONDS
 
     async def acquire(self, keys: Sequence[str]) -> set[str]:
         """Claim the keys, as far as they are free; which ones somebody else has."""
+        self._seconds = LEASE_SECONDS * max(1.0, len(keys) / _KEYS_A_LEASE)
         leases = await self._background.together([self._acquire(key) for key in keys])
         if self._held:
             self._renewing = self._background.start(self._renew(), Context())
         return {key for key, lease in zip(keys, leases, strict=True) if lease is None}
 
     async def _acquire(self, key: str) -> Lease | None:
-        lease = await self._seats.attempt("lease", self._leases.acquire(key, ttl=LEASE_SECONDS), _FAILED)
+        lease = await self._seats.attempt("lease", self._leases.acquire(key, ttl=self._seconds), _FAILED)
         if lease is not None and lease is not _FAILED:
             self._held[key] = lease
         return lease
@@ -80,16 +84,16 @@ class Claims:
         return ended is not _FAILED and self._in_vain <= MOST_IN_VAIN
 
     async def _renew(self) -> None:
-        pause = RENEW_SECONDS
+        usual = pause = RENEW_SECONDS * self._seconds / LEASE_SECONDS
         while self._held:
             await self._pause(pause)
             replies = await self._background.together([self._renewed(lease) for lease in list(self._held.values())])
-            pause = RENEW_SECONDS if all(replies) else RETRY_SECONDS
+            pause = usual if all(replies) else RETRY_SECONDS
 
     async def _renewed(self, lease: Lease) -> bool:
         """Whether the store has answered; a lease that is void is not renewed again."""
         try:
-            held = await self._seats.attempt("lease", self._leases.renew(lease, ttl=LEASE_SECONDS), None)
+            held = await self._seats.attempt("lease", self._leases.renew(lease, ttl=self._seconds), None)
         except BackendError:  # nobody waits for this
             return False
         if held is False:

@@ -81,13 +81,11 @@ class Failures:
         except Exception as error:
             if operation == "incr" and isinstance(error, TypeError):
                 raise
-            failure = BackendError(f"{operation} failed: {type(error).__name__}")
-            failure.__cause__ = error
+            await self.taken(operation, _wrapped(operation, error))
+            return fallback
         finally:
             if began is not None:
                 self.timer.record(stopwatch() - began, operation)
-        await self.taken(operation, failure)
-        return fallback
 
     async def taken(self, operation: str, failure: BackendError) -> None:
         """Hide a failure of the store, or raise it, when the loop has had a turn.
@@ -99,7 +97,10 @@ class Failures:
             BackendError: ``on_error`` is ``"raise"``.
         """
         await asyncio.sleep(0)
-        self.take(operation, failure)
+        try:
+            self.take(operation, failure)
+        finally:
+            del failure  # what is raised holds this frame: the collector would have to find the two
 
     def take(self, operation: str, failure: BackendError) -> None:
         """Hide a failure of the store, or raise it.
@@ -107,9 +108,12 @@ class Failures:
         Raises:
             BackendError: ``on_error`` is ``"raise"``.
         """
-        if self._on_error == "raise":
-            raise failure
-        self._hide(operation, failure)
+        try:
+            if self._on_error == "raise":
+                raise failure
+            self._hide(operation, failure)
+        finally:
+            del failure  # as above
 
     def _hide(self, operation: str, failure: BackendError) -> None:
         if callable(self._on_error):
@@ -159,3 +163,10 @@ class Failures:
             "cache %r: %s: %s%s", self._name, what, reason or getattr(error, "reason", "") or type(error).__name__,
             f" (and {more} more since the last report)" if more else "",
         )  # fmt: skip
+
+
+def _wrapped(operation: str, error: Exception) -> BackendError:
+    """What a store's library has raised, in this package's words."""
+    failure = BackendError(f"{operation} failed: {type(error).__name__}")
+    failure.__cause__ = error
+    return failure
