@@ -135,10 +135,12 @@ class Seats:
             return {}
         keys = [record_key(tag) for tag in tags]
         token = self.copies.reading(keys)
-        versions: Mapping[str, str] = await self.attempt("get_many", self.remote_tags.current(tags), {})
-        self.copies.read_versions(versions, token)
-        self.copies.read(keys, token)
-        return versions
+        try:
+            versions: Mapping[str, str] = await self.attempt("get_many", self.remote_tags.current(tags), {})
+            self.copies.read_versions(versions, token)
+            return versions
+        finally:
+            self.copies.read(keys, token)
 
     def _adopt(
         self,
@@ -283,9 +285,13 @@ class Seats:
         taken = sent = True
         if self.remote is not None:
             entries = {}
+            versions: dict[tuple[str, ...], Mapping[str, str] | None] = {}  # most have the same tags
             for key, value in values.items():
                 self.copies.disturb(key)
-                entry = await self.entry(value, lives[key], shape)
+                life = lives[key]
+                life.versions = life.versions or versions.get(life.tags)
+                entry = await self.entry(value, life, shape)
+                versions[life.tags] = life.versions
                 if entry is not None:
                     entries[key] = entry
             taken = len(entries) == len(values)

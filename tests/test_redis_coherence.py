@@ -105,6 +105,26 @@ async def test_a_copy_is_read_without_the_server(near: Copying, other: Cache, se
     assert sum(calls[name] for name in ("GET", "GETRANGE", "MGET", "EVALSHA")) == 0
 
 
+async def test_a_cancelled_look_at_tags_leaves_no_note(
+    near: Copying, other: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is remembered of a read that was given up while the versions of its tags were asked for."""
+    await other.set("key", "value", tags=["tag"])
+    seats, asked = near.cache._core.seats, asyncio.Event()
+
+    async def current(tags: object) -> dict[str, str]:
+        asked.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    monkeypatch.setattr(type(seats.remote_tags), "current", lambda self, tags: current(tags))
+    reading = asyncio.ensure_future(near.cache.get("key"))
+    await asked.wait()
+    reading.cancel()
+    await asyncio.gather(reading, return_exceptions=True)
+    assert seats.copies._reading == {}
+
+
 WRITES: dict[str, tuple[Callable[[Cache], Awaitable[Any]], Any]] = {
     "set": (lambda cache: cache.set("key", "newer"), "newer"),
     "set_many": (lambda cache: cache.set_many({"key": "newer", "third": "newer"}), "newer"),

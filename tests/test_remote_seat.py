@@ -230,6 +230,15 @@ async def test_bulk_loads_take_what_the_store_has(join, clock):
     assert await one.cache.get_many(["a", "b", "x"]) == {"x": 0}
 
 
+async def test_a_bulk_write_asks_for_the_versions_of_its_tags_once(join):
+    """Not once for each key."""
+    one = join()
+    await one.cache.set_many({f"k{number}": number for number in range(100)}, tags=["tag", "other"])
+    assert one.calls["get_many"] <= 2
+    await one.cache.invalidate_tags("tag")
+    assert await one.cache.get_many(["k0", "k99"]) == {}
+
+
 async def test_a_bulk_read_sees_what_a_tag_has_hidden(join):
     """Of many entries with different tags only those are hidden whose tag was invalidated."""
     one, two = join(), join()

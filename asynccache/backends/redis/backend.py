@@ -3,7 +3,7 @@
 import math
 import os
 import weakref
-from asyncio import AbstractEventLoop, get_running_loop
+from asyncio import AbstractEventLoop, get_running_loop, sleep
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any, Final, Self, final
 
@@ -35,6 +35,7 @@ from asynccache.errors import BackendError, BackendUnavailable, DecodeError
 __all__ = ["RedisBackend"]
 
 _KEYS_AT_ONCE: Final = 500
+_ENCODED_AT_ONCE: Final = 1_000
 _MOST_TRIES: Final = 64
 
 
@@ -178,6 +179,8 @@ class RedisBackend:
             data = await encoded(self.codec, key, entry, pool.offset)
             left = milliseconds(entry.expires_at - now)
             commands.append((name, storing(name, data, left)))
+            if len(commands) % _ENCODED_AT_ONCE == 0:
+                await sleep(0)  # a turn for the others
         await change(self, pool, [([name], command) for name, command in commands])
 
     async def delete(self, keys: Sequence[str]) -> int:
