@@ -53,6 +53,7 @@ class Failures:
         self._clock = clock
         self._hidden = hidden
         self._quiet_until = -math.inf
+        self._failed = 0  # the task of the latest failure
         self._unlogged = 0
 
     async def attempt(self, operation: str, work: Awaitable[T], fallback: F, began: float | None = None) -> T | F:
@@ -88,15 +89,19 @@ class Failures:
                 self.timer.record(stopwatch() - began, operation)
 
     async def taken(self, operation: str, failure: BackendError) -> None:
-        """Hide a failure of the store, or raise it, when the loop has had a turn.
+        """Hide a failure of the store, or raise it.
 
         What is refused at once never waits: who asks again and again would keep the loop from the attempts that bring
-        the store back.
+        the store back. So a task with two failures in a row lets the loop have a turn; for each failure of thousands of
+        tasks, that would be dear.
 
         Raises:
             BackendError: ``on_error`` is ``"raise"``.
         """
-        await asyncio.sleep(0)
+        task = asyncio.current_task()
+        again, self._failed = self._failed == id(task), id(task)
+        if again:
+            await asyncio.sleep(0)
         try:
             self.take(operation, failure)
         finally:
