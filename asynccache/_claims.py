@@ -16,7 +16,7 @@ from asynccache.clock import stopwatch
 from asynccache.entry import Entry
 from asynccache.errors import BackendError, EncodeError
 
-__all__ = ["LEASE_SECONDS", "MOST_IN_VAIN", "NO_TIME", "RENEW_SECONDS", "RETRY_SECONDS", "Claims"]
+__all__ = ["LEASE_SECONDS", "MOST_IN_VAIN", "NO_TIME", "RENEW_SECONDS", "RETRY_SECONDS", "Claims", "lease_seconds"]
 
 LEASE_SECONDS: Final = 3.0
 """How long the right to load lasts, unless it is renewed."""
@@ -33,9 +33,14 @@ NO_TIME: Final = 0.002
 MOST_IN_VAIN: Final = 10
 """How often a store may say that a lease is held, and that it is not."""
 
-_KEYS_A_LEASE: Final = 2_000  # of more, claiming takes so long that their leases have to last longer
+_CROWD: Final = 2_000
 
 _FAILED: Final = Lease("", "")
+
+
+def lease_seconds(count: int) -> float:
+    """How long the right to load lasts where so many keys are being loaded: the more, the later each has its turn."""
+    return LEASE_SECONDS * max(1.0, count / _CROWD)
 
 
 @final
@@ -59,7 +64,7 @@ class Claims:
 
     async def acquire(self, keys: Sequence[str]) -> set[str]:
         """Claim the keys, as far as they are free; which ones somebody else has."""
-        self._seconds = LEASE_SECONDS * max(1.0, len(keys) / _KEYS_A_LEASE)
+        self._seconds = lease_seconds(len(keys))
         leases = await self._background.together([self._acquire(key) for key in keys])
         if self._held:
             self._renewing = self._background.start(self._renew(), Context())

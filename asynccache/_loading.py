@@ -17,7 +17,7 @@ from types import CoroutineType
 from typing import Any, final
 
 from asynccache._bulk import BulkLoader
-from asynccache._claims import LEASE_SECONDS, MOST_IN_VAIN, NO_TIME, RENEW_SECONDS, RETRY_SECONDS
+from asynccache._claims import LEASE_SECONDS, MOST_IN_VAIN, NO_TIME, RENEW_SECONDS, RETRY_SECONDS, lease_seconds
 from asynccache._flight import Flight, Outcome, Status, current_flight
 from asynccache._flights import CANCELLED, Flights, Ticket
 from asynccache._keeping import NO_TOKEN, Keeper, as_entry
@@ -302,8 +302,9 @@ class Loader:
             return ready
         leases = remote.leases
         lease: Lease | None = None
+        seconds = lease_seconds(len(self.flights.table))
         if leases is not None and terms.lock == "shared":
-            lease, ready = await self._acquire(leases, flight, terms)
+            lease, ready = await self._acquire(leases, flight, terms, seconds)
             if ready is not None:
                 return ready
         if terms.tags and seats.remote_tags is not None:
@@ -312,7 +313,7 @@ class Loader:
         flight.lease = lease
         if lease is None or leases is None or lease.token == NO_TOKEN:
             return (Status.VALUE, await self._run(flight, prefix, factory, terms))
-        renewing = self.flights.background.start(self._renew(leases, lease), Context())
+        renewing = self.flights.background.start(self._renew(leases, lease, seconds), Context())
         try:
             return (Status.VALUE, await self._run(flight, prefix, factory, terms))
         finally:
@@ -339,12 +340,14 @@ class Loader:
         flight.stale = found
         return (Status.STALE, value) if self.flights.throttled(flight.key, now) else None
 
-    async def _acquire(self, leases: Leases, flight: Flight, terms: Terms) -> tuple[Lease | None, Outcome | None]:
+    async def _acquire(
+        self, leases: Leases, flight: Flight, terms: Terms, seconds: float
+    ) -> tuple[Lease | None, Outcome | None]:
         """The lease, or the value that its holder has stored meanwhile; when the store fails, a lease that proves
         nothing: what is loaded is not stored, as nobody knows what others write meanwhile."""
         failed, waited, in_vain = Lease(flight.key, NO_TOKEN), False, 0
         while True:
-            lease = await self._seats.attempt("lease", leases.acquire(flight.key, ttl=LEASE_SECONDS), failed)
+            lease = await self._seats.attempt("lease", leases.acquire(flight.key, ttl=seconds), failed)
             if lease is failed:
                 return failed, None
             if lease is None and flight.nested and waited:
@@ -370,13 +373,13 @@ class Loader:
             if lease is not None:
                 return lease, None
 
-    async def _renew(self, leases: Leases, lease: Lease) -> None:
+    async def _renew(self, leases: Leases, lease: Lease, seconds: float) -> None:
         """Hold the lease until it is void; a store that fails is asked again soon, before the lease lapses."""
         held: bool | None = True
         while held is not False:
-            await self._pause(RENEW_SECONDS if held else RETRY_SECONDS)
+            await self._pause(RENEW_SECONDS * seconds / LEASE_SECONDS if held else RETRY_SECONDS)
             try:
-                held = await self._seats.attempt("lease", leases.renew(lease, ttl=LEASE_SECONDS), None)
+                held = await self._seats.attempt("lease", leases.renew(lease, ttl=seconds), None)
             except BackendError:  # nobody waits for this
                 held = None
 

@@ -2,8 +2,8 @@
 
 What callers ask in one turn of the loop leaves in one write; while nothing is in the air, half of what a turn usually
 asks leaves as soon as it is there, so that the server works while the rest is asked (measured: a third of the time for
-10 callers, a seventh for 100). Each command has its place in a queue until its reply has
-come, whatever becomes of its caller: the reply of one who is gone is read and dropped. The states of a connection:
+10 callers, a seventh for 100). Each command has its place in a queue until its reply has come, whatever becomes of its
+caller: the reply of one who is gone is read and dropped. The states of a connection:
 
 - *opening*: what is asked waits, only `urgent` commands (the greeting) leave.
 - *open*: what is asked leaves, as far as the window allows.
