@@ -331,7 +331,8 @@ class Pool:
                 await asyncio.sleep(_TRY_AGAIN_SECONDS)
             else:
                 break
-            until = max(deadline, stopwatch() + self.timeout / 2)  # a loop that was busy is no server that was slow
+            # A loop that was busy is no server that was slow; and who brings no script stands behind a crowd again.
+            until = None if code == "NOSCRIPT" else max(deadline, stopwatch() + self.timeout / 2)
             reply = await link.ask(command, extra, deadline=until, name=name_of(alone))
             command = alone
             if not isinstance(reply, Exception):
