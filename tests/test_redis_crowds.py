@@ -107,7 +107,7 @@ async def test_a_busy_service_comes_back() -> None:
             workers = [asyncio.ensure_future(worker(number)) for number in range(3_000)]
             await comes(lambda: hits > 3_000, "they are warm")
             server.kill()
-            await asyncio.sleep(0.5)  # of an outage
+            await comes(lambda: cache.redis._store.health.breaker != "closed", "they are refused")
             await asyncio.to_thread(server.start)
             hits = 0
             await comes(lambda: hits > 3_000, "they are warm again")
