@@ -9,7 +9,7 @@ from anyio import to_thread
 from asynccache.codec import Codec
 from asynccache.entry import Entry
 
-__all__ = ["decoded", "encoded", "is_large", "joined"]
+__all__ = ["decoded", "encoded", "encoded_parts", "is_large", "joined"]
 
 # Bytes from which a value is encoded and decoded in a thread. Below, a thread costs the loop more than it spares: JSON
 # holds the interpreter's lock all the while, lz4 and hashing do not.
@@ -21,6 +21,13 @@ async def encoded(codec: Codec, key: str, entry: Entry, shift: float = 0.0) -> b
     if is_large(entry.value):
         return await to_thread.run_sync(codec.encode, key, entry, shift, abandon_on_cancel=True)
     return codec.encode(key, entry, shift)
+
+
+async def encoded_parts(codec: Codec, key: str, entry: Entry, shift: float = 0.0) -> tuple[bytes, bytes]:
+    """The entry as bytes, in parts; see `Codec.encode_parts`."""
+    if is_large(entry.value):
+        return await to_thread.run_sync(codec.encode_parts, key, entry, shift, abandon_on_cancel=True)
+    return codec.encode_parts(key, entry, shift)
 
 
 async def decoded(codec: Codec, key: str, data: bytes, shift: float = 0.0, more: Sequence[bytes] = ()) -> Entry:

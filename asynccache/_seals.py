@@ -12,6 +12,7 @@ __all__ = ["MAC_BYTES", "Encryption", "Seal", "Signature", "secret_of"]
 MAC_BYTES: Final = 32
 """How long a signature is."""
 
+_COPIED_BYTES: Final = 16_384  # below, a copy is cheaper than two calls more; above, it holds the interpreter's lock
 _NONCE_BYTES: Final = 12
 _LEAST_SECRET: Final = 16
 
@@ -23,9 +24,9 @@ class Signature:
     def __init__(self, secret: bytes) -> None:
         self._key = _derived(secret, b"sign")
 
-    def seal(self, binding: bytes, body: bytes) -> bytes:
-        """The body with what proves it."""
-        return self._mac(binding, body) + body
+    def seal(self, binding: bytes, body: bytes) -> tuple[bytes, bytes]:
+        """What proves the body, to stand before it, and the body."""
+        return self._mac(binding, body), body
 
     def open(self, binding: bytes, body: bytes | memoryview) -> bytes | memoryview | None:
         """The body inside; ``None`` when it is not proved."""
@@ -33,7 +34,11 @@ class Signature:
         return inside if hmac.compare_digest(self._mac(binding, inside), body[:MAC_BYTES]) else None
 
     def _mac(self, binding: bytes, body: bytes | memoryview) -> bytes:
-        return hmac.digest(self._key, binding + body, "sha256")
+        if len(body) < _COPIED_BYTES:
+            return hmac.digest(self._key, binding + body, "sha256")
+        mac = hmac.new(self._key, binding, "sha256")
+        mac.update(body)
+        return mac.digest()
 
 
 @final
@@ -51,10 +56,10 @@ class Encryption:
         self._cipher = AESGCM(_derived(secret, b"encrypt"))
         self._invalid = InvalidTag
 
-    def seal(self, binding: bytes, body: bytes) -> bytes:
-        """The body with what proves it."""
+    def seal(self, binding: bytes, body: bytes) -> tuple[bytes, bytes]:
+        """What proves the body, to stand before it, and the body."""
         nonce = os.urandom(_NONCE_BYTES)
-        return nonce + self._cipher.encrypt(nonce, body, binding)
+        return nonce, self._cipher.encrypt(nonce, body, binding)
 
     def open(self, binding: bytes, body: bytes | memoryview) -> bytes | None:
         """The body inside; ``None`` when it is not proved."""

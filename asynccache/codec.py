@@ -158,8 +158,12 @@ class Codec:
             EncodeError: The value would not come back equal, or is too large.
             ConfigError: Plain values have neither tags nor grace.
         """
+        return b"".join(self.encode_parts(key, entry, shift))
+
+    def encode_parts(self, key: str, entry: Entry, shift: float = 0.0) -> tuple[bytes, bytes]:
+        """As `encode`: what stands before the value, and the value. To copy ten megabytes takes a millisecond."""
         if self._records is not None and key.endswith(TAG_RECORD):
-            return self._records.encode(key, entry, shift)
+            return self._records.encode_parts(key, entry, shift)
         return self._encoded(key, self._body(entry.value), entry, shift)
 
     def encode_fresh(self, name: bytes, value: Any, now: float, ttl: float | None) -> bytes | None:
@@ -179,7 +183,7 @@ class Codec:
         if len(body) >= self._simple_below or fresh > LONGEST:
             until = math.inf if ttl is None else now + ttl
             entry = Entry(value=None, created_at=now, fresh_until=until, expires_at=until)
-            return self._encoded(name.decode(), body, entry, 0.0)
+            return b"".join(self._encoded(name.decode(), body, entry, 0.0))
         made = int(now * TICKS)
         check = _crc32(body, _crc32(name, _crc32(_pack_length(len(name)), self._simple_crc)))
         head = self._simple, made >> 32, made & 0xFFFFFFFF, fresh >> 32, fresh & 0xFFFFFFFF, check
@@ -191,15 +195,15 @@ class Codec:
             raise EncodeError(f"a value of {len(body):,} bytes is more than max_bytes={self.max_bytes:,}")
         return body
 
-    def _encoded(self, key: str, body: bytes, entry: Entry, shift: float) -> bytes:
+    def _encoded(self, key: str, body: bytes, entry: Entry, shift: float) -> tuple[bytes, bytes]:
         if self.plain:
             if entry.tags or entry.expires_at != entry.fresh_until:
                 raise ConfigError("codec: plain values have neither tags nor grace")
-            return body
+            return b"", body
         if len(body) < self._compress and not (self._seals or entry.tags or entry.typed):  # what most entries are
             whole = utf8(key)
             check = zlib.crc32(body, zlib.crc32(whole, zlib.crc32(_LENGTH.pack(len(whole)), self._simple_crc)))
-            return self._header(0, entry, shift, check) + body
+            return self._header(0, entry, shift, check), body
         flags = self._sealing
         if self._compress <= len(body) <= _MOST_UNPACKED and _shrinks(body):
             packed: bytes = lz4.block.compress(body, store_size=False)
@@ -213,12 +217,12 @@ class Codec:
             flags |= _TAGS
             tags = tags_bytes(entry.tags)
         bound = binding(bytes((_MAGIC, _VERSION, self._number, flags)), tags, key)
-        check = 0
+        check, proof = 0, b""
         if self._seals:
-            body = self._seals[0].seal(bound, body)
+            proof, body = self._seals[0].seal(bound, body)
         else:
             check = zlib.crc32(body, zlib.crc32(bound))
-        return b"".join((self._header(flags, entry, shift, check), tags, body))
+        return b"".join((self._header(flags, entry, shift, check), tags, proof)), body
 
     def _header(self, flags: int, entry: Entry, shift: float, check: int) -> bytes:
         made = min(max(int((entry.created_at + shift) * TICKS), 0), LATEST)

@@ -3,6 +3,8 @@
 import asyncio
 import logging
 import os
+import tracemalloc
+from functools import partial
 
 import pytest
 from fault_proxy import FaultProxy
@@ -28,6 +30,22 @@ async def test_a_large_load_is_stored(url: str, size: int, ttl: int | None) -> N
         left = await cache.redis.command("PTTL", "key")
         assert left == -1 if ttl is None else 50_000 < left <= 60_000
         assert await cache.redis.command("DBSIZE") == 1
+
+
+@pytest.mark.parametrize("keys", [(), ["a secret for the signing of it"]])
+async def test_a_large_value_is_not_copied_to_be_sent(url: str, keys: list[str]) -> None:
+    """Neither when it is set nor when it is loaded; and what arrives is the value."""
+    value = os.urandom(10_000_000)
+    async with Cache(url, codec=Codec("bytes", keys=keys), on_error="raise") as cache:
+        for ask in (partial(cache.set, "set", value, 60), partial(cache.get_or_set, "loaded", lambda: value, 60)):
+            await cache.ping()
+            tracemalloc.start()
+            try:
+                await ask()
+                assert tracemalloc.get_traced_memory()[1] < 5_000_000
+            finally:
+                tracemalloc.stop()
+        assert await cache.get("set") == await cache.get("loaded") == value
 
 
 async def test_a_large_load_that_was_overtaken_is_not_stored(url: str) -> None:

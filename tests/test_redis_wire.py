@@ -24,6 +24,7 @@ from stores import on_redis
 
 from asynccache import BackendError, BackendTimeout, BackendUnavailable, Cache
 from asynccache.backends.redis import wire as wire_module
+from asynccache.backends.redis.pieces import Pieces
 from asynccache.backends.redis.reading import CHUNK, first_chunk
 from asynccache.backends.redis.times import milliseconds
 from asynccache.backends.redis.wire import KEPT, Asked, Wire, pack
@@ -755,6 +756,22 @@ def test_too_many_waiting_commands_are_refused():
 # Large commands
 
 
+@given(
+    st.lists(st.one_of(st.text(), st.binary(), st.integers(), st.floats(allow_nan=False)), max_size=3),
+    st.lists(st.binary(max_size=200), min_size=1, max_size=3),
+    st.lists(st.binary(max_size=5), max_size=2),
+    st.binary(max_size=10),
+)
+def test_a_command_in_pieces_is_as_hiredis_packs_it(
+    before: list[str | bytes | float], data: list[bytes], after: list[bytes], front: bytes
+):
+    """Whatever its arguments are, and what stands in front of it."""
+    whole = front + pack(("EVALSHA", *before, b"".join(data), *after))
+    command = front + Pieces.of(("EVALSHA", *before), data, after)
+    assert b"".join(command) == whole
+    assert len(command) == len(whole)
+
+
 def test_a_large_command_leaves_in_parts():
     """No turn of the loop hands more than a quarter of a megabyte of it to the system, and nothing gets in between."""
     hand = Hand()
@@ -809,14 +826,16 @@ def test_a_large_command_waits_for_the_system():
 @given(
     st.lists(st.sampled_from([1, 100, 65_400, 65_536, 200_000, 262_144, 262_200, 800_000]), min_size=1, max_size=6),
     st.lists(st.booleans(), min_size=40, max_size=40),
+    st.lists(st.booleans(), min_size=6, max_size=6),
 )
-def test_commands_of_any_size_leave_whole_and_in_order(sizes: list[int], full: list[bool]):
-    """Small and large ones, while the system now takes some and now nothing."""
+def test_commands_of_any_size_leave_whole_and_in_order(sizes: list[int], full: list[bool], in_pieces: list[bool]):
+    """Small and large ones, copied together or in pieces, while the system now takes some and now nothing."""
     hand = Hand(room=150_000)
     commands = [pack(("SET", str(number), b"x" * size)) for number, size in enumerate(sizes)]
     asked = []
     for number, command in enumerate(commands):
-        asked.append(hand.wire.ask(command))
+        pieces = Pieces.of(("SET", number), (b"x", b"x" * (sizes[number] - 1)))
+        asked.append(hand.wire.ask(pieces if in_pieces[number] else command))
         if full[number]:
             hand.loop.turn()
     for each in full:

@@ -7,7 +7,7 @@ from asyncio import AbstractEventLoop, get_running_loop, sleep
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any, Final, Self, final
 
-from asynccache._offloading import decoded, encoded, is_large
+from asynccache._offloading import decoded, encoded, encoded_parts, is_large, joined
 from asynccache.backend import OnlyIf, Reports
 from asynccache.backends.redis.address import Settings, settings_like
 from asynccache.backends.redis.condition import Condition
@@ -150,7 +150,11 @@ class RedisBackend:
         if (only_if is not None and self.intents.keys) or pool.large_writes:
             await self.settle(pool, (name,))
         if is_large(entry.value):
-            data = await encoded(self.codec, key, entry, pool.offset)
+            parts = await encoded_parts(self.codec, key, entry, pool.offset)
+            if only_if is None and sum(map(len, parts)) >= CHUNK:
+                await put(self, pool, name, parts, milliseconds(entry.expires_at - self.now()))
+                return True
+            data = await joined(parts)
         else:
             data = self.codec.encode(key, entry, pool.offset)
         left = milliseconds(entry.expires_at - self.now())
@@ -161,7 +165,7 @@ class RedisBackend:
                 return True
             return only_if == "absent" and await self._replaced(pool, key, name, left, data)
         if len(data) >= CHUNK:
-            await put(self, pool, name, data, left)
+            await put(self, pool, name, (data,), left)
             return True
         return await store_small(self, pool, name, data, left)
 

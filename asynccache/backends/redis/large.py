@@ -4,12 +4,12 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, Protocol
 
-from asynccache._offloading import joined
 from asynccache.backends.redis.link import Link
+from asynccache.backends.redis.pieces import Command, Pieces
 from asynccache.backends.redis.pool import Pool
 from asynccache.backends.redis.reading import CHUNK
 from asynccache.backends.redis.replies import ErrorReply, code_of, told
-from asynccache.backends.redis.scripts import COMMIT, LEASE_BYTES, LEASE_MAGIC, MOVE
+from asynccache.backends.redis.scripts import COMMIT, LEASE_BYTES, LEASE_MAGIC, MOVE, Script
 from asynccache.backends.redis.slots import slot_of
 from asynccache.backends.redis.wire import KEPT, Asked, pack
 from asynccache.clock import stopwatch
@@ -30,13 +30,13 @@ class Store(Protocol):
     async def settle(self, pool: Pool, names: Iterable[bytes]) -> None: ...
 
 
-async def put(store: Store, pool: Pool, name: bytes, data: bytes, left: int | str) -> None:
+async def put(store: Store, pool: Pool, name: bytes, data: Sequence[bytes], left: int | str) -> None:
     """Send a large value; one that is given up must not come later, after what others have written.
 
     Raises:
         BackendError: The server failed.
     """
-    command = await _packed((b"SET", name, data) if left == "" else (b"SET", name, data, b"PX", left))
+    command = Pieces.of((b"SET", name), data, () if left == "" else (b"PX", left))
     await store.settle(pool, (name,))
     while name in pool.large_writes:  # several may have waited for the same one
         await store.settle(pool, (name,))
@@ -65,7 +65,7 @@ async def put(store: Store, pool: Pool, name: bytes, data: bytes, left: int | st
             raise
 
 
-async def commit(pool: Pool, name: bytes, token: str, now: float, left: int | str, data: bytes) -> bool:
+async def commit(pool: Pool, name: bytes, token: str, now: float, left: int | str, data: Sequence[bytes]) -> bool:
     """Store a large entry and give its lease back, if that still holds: sent beside, then moved to its place.
 
     A script that takes 10 MB holds up a server for 20 ms, with everybody who asks it; to rename takes 1 ms.
@@ -76,7 +76,7 @@ async def commit(pool: Pool, name: bytes, token: str, now: float, left: int | st
         token: The lease's.
         now: Seconds since 1970 by the server's clock.
         left: Milliseconds to live, or nothing.
-        data: The entry.
+        data: The entry, in parts.
 
     Raises:
         BackendError: The server failed.
@@ -84,32 +84,25 @@ async def commit(pool: Pool, name: bytes, token: str, now: float, left: int | st
     staged = name + b"\0\0" + token.encode("ascii")  # nobody's key; with the same prefix, as rights may be by it
     link = pool.large(pool.link(name))
     deadline = stopwatch() + pool.timeout
+    at_once = Pieces.of((b"EVALSHA", COMMIT.sha, 1, name, now, token, left), data)
+    script: Script = COMMIT
+    command: Command = at_once
     if pool.clustered and slot_of(staged) != slot_of(name):
-        script, command = COMMIT, await _packed((b"EVALSHA", COMMIT.sha, 1, name, now, token, left, data))
         reply = await link.ask(command)
     else:
-        sending = await _packed((b"SET", staged, data, b"PX", _STAGED_MILLISECONDS))
         script, command = MOVE, pack((b"EVALSHA", MOVE.sha, 2, name, staged, now, token, left))
-        sent, moved = link.ask(sending), link.ask(command)
+        sent = link.ask(Pieces.of((b"SET", staged), data, (b"PX", _STAGED_MILLISECONDS)))
+        moved = link.ask(command)
         failure = await sent
         reply = await moved
         if isinstance(failure, Exception):
             if code_of(failure) not in _ELSEWHERE:
                 raise link.refused(failure)
-            script, command = COMMIT, await _packed((b"EVALSHA", COMMIT.sha, 1, name, now, token, left, data))
+            script, command = COMMIT, at_once
             reply = await link.ask(command)
     if isinstance(reply, Exception):
         reply = await pool.again(link, reply, command, script.source, deadline)
     return bool(reply)
-
-
-async def _packed(arguments: Sequence[str | bytes | float]) -> bytes:
-    """A command as the protocol has it. By hand: hiredis takes a millisecond for each megabyte, a copy a fiftieth."""
-    parts = [b"*%d\r\n" % len(arguments)]
-    for argument in arguments:
-        data = argument if isinstance(argument, bytes) else str(argument).encode()
-        parts += [b"$%d\r\n" % len(data), data, b"\r\n"]
-    return await joined(parts)
 
 
 def _unbound(pool: Pool, asked: Asked) -> Asked:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Final, Protocol, final
 
-from asynccache._offloading import encoded
+from asynccache._offloading import encoded_parts
 from asynccache.backend import Lease
 from asynccache.backends.redis.large import commit
 from asynccache.backends.redis.pool import Pool
@@ -104,13 +104,13 @@ class RedisLeases:
         if not pool.met:
             await pool.meet(name)
         offset = pool.offset
-        data = await encoded(self._store.codec, lease.key, entry, offset)
+        data = await encoded_parts(self._store.codec, lease.key, entry, offset)
         now = self._store.now()
         left = milliseconds(entry.expires_at - now)
         try:
-            if len(data) >= CHUNK:
+            if sum(map(len, data)) >= CHUNK:
                 return await commit(pool, name, lease.token, now + offset, left, data)
-            return bool(await pool.run(name, COMMIT, (name,), now + offset, lease.token, left, data))
+            return bool(await pool.run(name, COMMIT, (name,), now + offset, lease.token, left, b"".join(data)))
         except BaseException:
             self._store.owe(pool, (name,))
             raise

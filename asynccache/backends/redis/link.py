@@ -12,6 +12,7 @@ from asynccache._breaker import Breaker, BreakerState
 from asynccache.backends.redis.address import Address, Settings
 from asynccache.backends.redis.greeting import greet
 from asynccache.backends.redis.patience import patience
+from asynccache.backends.redis.pieces import Command, Pieces
 from asynccache.backends.redis.replies import ErrorReply, away, code_of, translated
 from asynccache.backends.redis.scripts import LESSONS
 from asynccache.backends.redis.wire import Asked, Wire, pack, unsent
@@ -114,7 +115,7 @@ class Link:
 
     def ask(
         self,
-        command: bytes,
+        command: Command,
         extra: int = 0,
         *,
         deadline: float | None = None,
@@ -362,9 +363,10 @@ class Link:
         self._owner.lost(self)
 
 
-def name_of(command: bytes) -> str:
+def name_of(command: Command) -> str:
     """What the server calls a packed command."""
-    return command.split(b"\r\n", 3)[2].decode("ascii", "replace").upper()
+    start = next(iter(command)) if isinstance(command, Pieces) else command
+    return start.split(b"\r\n", 3)[2].decode("ascii", "replace").upper()
 
 
 def _answered(trip: RoundTrip, asked: Asked) -> None:

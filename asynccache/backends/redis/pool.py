@@ -13,6 +13,7 @@ from asynccache._breaker import Breaker
 from asynccache.backends.redis.address import Address
 from asynccache.backends.redis.intents import Intents
 from asynccache.backends.redis.link import Link, Owner, name_of
+from asynccache.backends.redis.pieces import Command
 from asynccache.backends.redis.reading import Merger, first_chunk
 from asynccache.backends.redis.repayment import Repayment
 from asynccache.backends.redis.replies import ErrorReply, code_of, told
@@ -289,7 +290,7 @@ class Pool:
         return [part[start : start + most] for part in parts.values() for start in range(0, len(part), most)]
 
     async def again(
-        self, link: Link, failure: Exception, command: bytes, source: str = "", deadline: float | None = None
+        self, link: Link, failure: Exception, command: Command, source: str = "", deadline: float | None = None
     ) -> Any:
         """What comes of a command that was not executed where it was sent; other failures are raised.
 

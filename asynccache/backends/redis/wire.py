@@ -29,6 +29,7 @@ from typing import Any, Final, TypeVar, cast, final
 
 import hiredis
 
+from asynccache.backends.redis.pieces import Command, portions
 from asynccache.clock import stopwatch
 from asynccache.errors import BackendError, BackendTimeout, BackendUnavailable
 
@@ -53,7 +54,6 @@ _LEAST_IN_FLIGHT: Final = 16
 _WINDOW_BYTES: Final = 400_000
 _MOST_WAITING: Final = 65_536
 _JOINED_BYTES: Final = 65_536  # larger commands are written apart: joining would copy them once more
-_TURN_BYTES: Final = 65_536  # of a large command per turn of the loop
 _BUFFER_BYTES: Final = 262_144
 _RECEIVED_BYTES: Final = 65_536  # at a time
 _MOST_PATIENCE: Final = 10  # times the timeout
@@ -100,10 +100,10 @@ class Wire(BufferedProtocol):
         self._gets = self._reader.gets
         # asyncio's TLS puts one record after another into slices of it: those of a bytearray would be copies.
         self._received = memoryview(bytearray(_RECEIVED_BYTES))
-        self._waiting: deque[tuple[bytes, Asked, float, int]] = deque()
+        self._waiting: deque[tuple[Command, Asked, float, int]] = deque()
         self._in_air: deque[tuple[Asked | None, float]] = deque()
         self._transport: Transport | None = None
-        self._rest = memoryview(b"")
+        self._rest: deque[memoryview] = deque()
         self._heard_at = self._busy_since = stopwatch()
         self._sweep_at = math.inf
         self._reply_bytes = 100.0
@@ -113,7 +113,7 @@ class Wire(BufferedProtocol):
 
     # Asking
 
-    def ask(self, command: bytes, extra: int = 0, deadline: float | None = None) -> Asked:
+    def ask(self, command: Command, extra: int = 0, deadline: float | None = None) -> Asked:
         """Send a packed command when there is room; a coroutine awaits the reply.
 
         Args:
@@ -240,11 +240,11 @@ class Wire(BufferedProtocol):
             in_air.append((asked, until))
             room -= 1
             sent += 1
-            if len(command) >= _JOINED_BYTES:
+            if len(command) >= _JOINED_BYTES or type(command) is not bytes:
                 if batch:
                     transport.write(b"".join(batch))
                     batch.clear()
-                self._rest = memoryview(command)
+                self._rest.extend(portions(command))
                 self._send_rest()
                 if self._rest:
                     break
@@ -263,9 +263,7 @@ class Wire(BufferedProtocol):
         """Send some of a large command, and more in the next turns of the loop."""
         if self._transport is None or self.lost:
             return
-        part = self._rest[:_TURN_BYTES]
-        self._rest = self._rest[_TURN_BYTES:]
-        self._transport.write(part)
+        self._transport.write(self._rest.popleft())
         if self._rest and not self._paused:
             self._loop.call_soon(self._go_on)
 
@@ -398,7 +396,7 @@ class Wire(BufferedProtocol):
         unheard += [(asked, False) for _, asked, _, _ in self._waiting]
         self._in_air.clear()
         self._waiting.clear()
-        self._rest = memoryview(b"")
+        self._rest.clear()
         kind = BackendTimeout if isinstance(error, BackendTimeout) else BackendUnavailable
         for asked, sent in unheard:
             if not asked.done():
