@@ -19,8 +19,10 @@ class Answers:
         self.ahead = ahead
         self.took = list(took)
         self.asked = 0
+        self.trips = 0
 
     def urgent(self, *commands: bytes) -> list[asyncio.Future[Any]]:
+        self.trips += 1
         now = self.clock.monotonic() + self.clock.epoch + self.ahead
         if any(b"TIME" in command for command in commands):
             self.clock.travel(self.took.pop(0))
@@ -33,8 +35,8 @@ class Answers:
         return answers
 
 
-async def offset(wire: Answers) -> float:
-    settings = Settings(addresses=[("localhost", 6379)], protocol=2)
+async def offset(wire: Answers, **known: Any) -> float:
+    settings = Settings(addresses=[("localhost", 6379)], **{"protocol": 2, **known})
     greeting = await greet(wire, settings, wire.clock, track_all=False, master=False)  # type: ignore[arg-type]
     return greeting.offset
 
@@ -59,6 +61,14 @@ async def test_the_clock_is_looked_at_until_it_is_known(
     wire = Answers(clock, ahead, *took)
     assert await offset(wire) == pytest.approx(found, abs=0.002)
     assert wire.asked == looks
+
+
+@pytest.mark.parametrize("known", [{}, {"protocol": 3}, {"protocol": 3, "password": "letmein", "db": 2}])
+async def test_a_greeting_is_one_round_trip(clock: TravellingClock, known: dict[str, Any]) -> None:
+    """Whoever we are, and whatever is to be found out: who waits for a connection waits for that once."""
+    wire = Answers(clock, 0.0, 0.001)
+    await offset(wire, **known)
+    assert wire.trips == 1
 
 
 async def test_a_server_that_does_not_tell_the_time_is_taken_for_right(clock: TravellingClock) -> None:

@@ -660,6 +660,15 @@ async def test_a_server_that_speaks_the_old_protocol_only(old: Server, who: str)
         assert loads == 1
 
 
+@pytest.mark.debian_redis
+async def test_a_server_is_not_to_watch_keys_for_who_cannot_be_told(old: Server):
+    """It would remember each key that is read, and tell nobody."""
+    async with Cache(f"redis://:letmein@127.0.0.1:{old.port}", local="memory://", on_error="raise") as cache:
+        await cache.set("key", 1)
+        told = await cache.redis.command("CLIENT", "TRACKINGINFO")
+        assert told[told.index(b"flags") + 1] == [b"off"]
+
+
 async def test_a_wrong_password_on_an_old_server(old: Server):
     """Refused there too, and a miss."""
     async with Cache(f"redis://:wrong@127.0.0.1:{old.port}") as cache:

@@ -15,7 +15,7 @@ __all__ = ["Greeting", "greet"]
 _CLOCK_SECONDS: Final = 0.005  # by which clocks differ that are taken for the same
 _MORE_LOOKS: Final = 3  # at a clock, while the answers take long
 _FAR_SECONDS: Final = 0.02  # from which they take long because the way is
-_REFUSED: Final = frozenset(("WRONGPASS", "NOAUTH", "NOPERM"))
+_REFUSED: Final = frozenset(("WRONGPASS", "NOAUTH"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,34 +46,28 @@ async def greet(wire: Wire, settings: Settings, clock: Clock, *, track_all: bool
     Raises:
         BackendUnavailable: The server will not have us, or is not what it must be.
     """
-    username, password = await _credentials(settings)
-    user = username or "default"
+    credentials = await _credentials(settings)
+    tracking_on = ("ON",) if track_all else ("ON", "OPTIN")
     protocol = settings.protocol
-    if protocol == 3:
-        hello: list[str] = ["HELLO", "3", *(("AUTH", user, password) if password is not None else ())]
-        [asked] = wire.urgent(pack(tuple(hello)))
-        reply = await asked
-        if isinstance(reply, ErrorReply):
-            if code_of(reply) in _REFUSED - {"NOPERM"}:
-                told(reply)
-            protocol = 2  # older than 6, or something between us that speaks RESP2 only
-        elif isinstance(reply, Exception):
-            raise reply
-    if protocol == 2 and password is not None:
-        [asked] = wire.urgent(pack(("AUTH", password) if username is None else ("AUTH", user, password)))
-        told(await asked)
-    began = clock.monotonic()
-    commands: tuple[tuple[str, ...], ...] = (
-        ("CLIENT", "SETNAME", settings.client_name or "asynccache"),
-        ("CLIENT", "SETINFO", "LIB-NAME", "asynccache"),
-        ("CLIENT", "SETINFO", "LIB-VER", version("asynccache")),
-        ("SELECT", str(settings.db)) if settings.db else ("PING",),
-        ("ROLE",) if master else ("PING",),
-        ("PING",) if protocol == 2 else ("CLIENT", "TRACKING", "ON", *(() if track_all else ("OPTIN",))),
-        ("TIME",),
-    )
-    # A server that does not want to hear our name does no harm.
-    _, _, _, database, role, tracking, time = [await each for each in wire.urgent(*map(pack, commands))]
+    while True:
+        commands: tuple[tuple[str, ...], ...] = (
+            _first(protocol, *credentials),
+            ("CLIENT", "SETNAME", settings.client_name or "asynccache"),
+            ("CLIENT", "SETINFO", "LIB-NAME", "asynccache"),
+            ("CLIENT", "SETINFO", "LIB-VER", version("asynccache")),
+            ("SELECT", str(settings.db)) if settings.db else ("PING",),
+            ("ROLE",) if master else ("PING",),
+            ("CLIENT", "TRACKING", *(tracking_on if protocol == 3 else ("OFF",))),
+            ("TIME",),
+        )
+        began = clock.monotonic()
+        # All in one round trip; a server that does not want to hear our name does no harm.
+        replies = [await each for each in wire.urgent(*map(pack, commands))]
+        hello, _, _, _, database, role, tracking, time = replies
+        if protocol == 2 or not isinstance(hello, ErrorReply) or code_of(hello) in _REFUSED:
+            break
+        protocol = 2  # it is older than 6, or there is something between us that speaks RESP2 only
+    told(hello)
     if isinstance(database, ErrorReply) and settings.db and code_of(database) == "ERR":
         raise BackendError(f"redis: there is no database {settings.db}")
     told(database)
@@ -91,6 +85,15 @@ async def greet(wire: Wire, settings: Settings, clock: Clock, *, track_all: bool
     if abs(offset) <= error + _CLOCK_SECONDS:
         offset = 0.0
     return Greeting(protocol, protocol == 3 and not isinstance(tracking, Exception), offset)
+
+
+def _first(protocol: int, username: str | None, password: str | None) -> tuple[str, ...]:
+    """Which protocol it is, and who we are."""
+    if protocol == 3:
+        return ("HELLO", "3") if password is None else ("HELLO", "3", "AUTH", username or "default", password)
+    if password is None:
+        return ("PING",)
+    return ("AUTH", password) if username is None else ("AUTH", username, password)
 
 
 def _compared(clock: Clock, began: float, time: Any) -> tuple[float, float]:
