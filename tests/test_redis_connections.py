@@ -332,20 +332,20 @@ async def test_pipelines(cache: Cache) -> None:
 
 
 async def test_large_values(cache: Cache, other: Cache, server: Server) -> None:
-    """Stored, loaded and read beside the small ones of the same connection; each connection has one more for them."""
+    """Stored, loaded and read beside the small ones of the same connection; each connection has two more for them."""
     groups = apart(cache, 3)
     for small, stored, loaded in groups:
         await cache.set(small, small)
         await cache.set(stored, LARGE + stored)
         assert await cache.get_or_set(loaded, lambda loaded=loaded: LARGE + loaded) == LARGE + loaded
-    async with held(server, *[pool_of(cache).large(way(cache, small)) for small, _, _ in groups]):
+    async with held(server, *[pool_of(cache).large(way(cache, small), out=False) for small, _, _ in groups]):
         reading = [asyncio.ensure_future(cache.get(key)) for _, *some in groups for key in some]
         assert [await cache.get(small) for small, _, _ in groups] == [small for small, _, _ in groups]
         assert not any(task.done() for task in reading)
     keys = [key for _, *some in groups for key in some]
     assert await asyncio.gather(*reading) == [LARGE + key for key in keys]
     assert await other.get_many(keys) == {key: LARGE + key for key in keys}
-    assert len(clients(server, "several")) == 2 * COUNT
+    assert len(clients(server, "several")) == 3 * COUNT
 
 
 # Leases and locks

@@ -146,3 +146,24 @@ async def test_of_two_large_writes_each_is_waited_for(server: Server, url: str, 
             await asyncio.sleep(0.3)
             assert await cache.get("key") is None
             proxy.bandwidth(None)
+
+
+async def test_a_large_value_is_read_beside_large_writes(server: Server, url: str, proxy: FaultProxy) -> None:
+    """Its chunks do not wait for a whole write each: on a narrow line it would never come in time."""
+    value = os.urandom(4_000_000)
+    async with Cache(f"{url.replace(f':{server.port}', f':{proxy.port}')}?timeout=2s", codec=BYTES) as cache:
+        assert await cache.set("read", value, 60)
+
+        async def write(key: str) -> None:
+            while True:
+                await cache.set(key, value, 60)
+
+        proxy.bandwidth(20_000_000)
+        writers = [asyncio.ensure_future(write(f"written {number}")) for number in range(3)]
+        try:
+            for _ in range(3):
+                assert await cache.get("read") == value
+        finally:
+            for writer in writers:
+                writer.cancel()
+            await asyncio.wait(writers)

@@ -1,4 +1,8 @@
-"""Large values, read in chunks on a connection beside the one for small ones, so that these do not wait for them."""
+"""Large values, on connections beside the one for small ones, so that these do not wait for them.
+
+They are read in chunks on one and written on another: a chunk that had to wait for a whole write each time would come
+too late.
+"""
 
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -40,7 +44,7 @@ async def put(store: Store, pool: Pool, name: bytes, data: Sequence[bytes], left
     await store.settle(pool, (name,))
     while name in pool.large_writes:  # several may have waited for the same one
         await store.settle(pool, (name,))
-    link = pool.large(pool.link(name))
+    link = pool.large(pool.link(name), out=True)
     try:
         asked = link.ask(command, KEPT)
     except BackendError:
@@ -82,7 +86,7 @@ async def commit(pool: Pool, name: bytes, token: str, now: float, left: int | st
         BackendError: The server failed.
     """
     staged = name + b"\0\0" + token.encode("ascii")  # nobody's key; with the same prefix, as rights may be by it
-    link = pool.large(pool.link(name))
+    link = pool.large(pool.link(name), out=True)
     deadline = stopwatch() + pool.timeout
     at_once = Pieces.of((b"EVALSHA", COMMIT.sha, 1, name, now, token, left), data)
     script: Script = COMMIT
@@ -125,7 +129,7 @@ async def whole(pool: Pool, link: Link, name: bytes, start: bytes) -> list[bytes
     """
     deadline = stopwatch() + pool.timeout
     try:
-        return await _in_chunks(pool.large(link), name, start, deadline)
+        return await _in_chunks(pool.large(link, out=False), name, start, deadline)
     except BackendError as error:
         elsewhere = error.__cause__
         if not isinstance(elsewhere, ErrorReply) or code_of(elsewhere) not in _ELSEWHERE:

@@ -76,7 +76,7 @@ class Pool:
         self.repayment = Repayment(self, owner.intents, self._background)
         self._breaker = Breaker(stopwatch)  # all have one server, unless they are a cluster's nodes
         self._nodes: dict[Address, Link] = {}
-        self._large: dict[int, Link] = {}
+        self._large: dict[tuple[int, bool], Link] = {}
         self._mergers: dict[int, Merger] = {}
         self._slots: list[Address | None] = []
         self._refreshing = False
@@ -112,11 +112,11 @@ class Pool:
             return link.ask(first_chunk(name))
         return self._mergers[id(link)].ask(name) if self._mergers else link.send(first_chunk(name))
 
-    def large(self, link: Link) -> Link:
-        """The connection beside another one for what would hold it up."""
-        beside = self._large.get(id(link))
+    def large(self, link: Link, *, out: bool) -> Link:
+        """The connection beside another one for what would hold it up: one for writes, one for reads."""
+        beside = self._large.get((id(link), out))
         if beside is None:
-            beside = self._large[id(link)] = self._made(link)
+            beside = self._large[id(link), out] = self._made(link)
         return beside
 
     async def masters(self) -> Sequence[Link]:
