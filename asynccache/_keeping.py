@@ -99,6 +99,8 @@ class Keeper:
         seats = self._seats
         now = seats.clock.monotonic()
         first = next(iter(wanted.values()))
+        if terms.tags and first.versions is None and seats.remote_tags is not None:
+            return  # what the tags' versions were when it began is not known: they may have been invalidated since
         mine = {flight.key: flight for flight in wanted.values()}
         values: dict[str, Any] = {}
         lives: dict[str, Life] = {}

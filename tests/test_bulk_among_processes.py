@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from fault_proxy import FaultProxy
+from servers import Server
 from waiting import comes, until
 
 from asynccache import BackendError, Cache
@@ -256,3 +257,37 @@ async def test_a_wait_that_fails_is_hidden_or_raised(source: Source) -> None:
         assert await hiding.get_or_set_many(["a"], source.of("one")) == {"a": "a by one"}
         with pytest.raises(BackendError, match="away"):
             await raising.get_or_set_many(["a"], source.of("two"))
+
+
+@pytest.mark.parametrize("local", [None, "memory://"])
+async def test_an_invalidation_is_not_lost_with_the_look_at_the_versions(
+    url: str, server: Server, proxy: FaultProxy, local: str | None
+) -> None:
+    """The server had refused to tell them when the load began: what was loaded then is not stored as if it were of
+    now."""
+    began, gate = asyncio.Event(), asyncio.Event()
+    value = "old"
+
+    async def load(keys: list[str]) -> dict[str, str]:
+        loaded = dict.fromkeys(keys, value)
+        proxy.healthy()
+        began.set()
+        await gate.wait()
+        return loaded
+
+    async with (
+        Cache(url.replace(f":{server.port}", f":{proxy.port}"), namespace="n", ttl="1m", local=local) as one,
+        Cache(url, namespace="n", ttl="1m") as other,
+    ):
+        await one.set("warm", 1)
+        proxy.error_replies(b"-BUSY x\r\n", only=("MGET",))
+        loading = asyncio.create_task(one.get_or_set_many(["key"], load, tags=["tag"]))
+        await began.wait()
+        value = "new"
+        await other.invalidate_tags("tag")
+        gate.set()
+        assert await loading == {"key": "old"}
+        for cache in (one, other):
+            assert await cache.get("key") is None
+        assert await one.get_or_set_many(["key"], load, tags=["tag"]) == {"key": "new"}
+        assert await other.get("key") == "new"
