@@ -1,7 +1,6 @@
 """The connections of one event loop: which server has a key, and what is done when it says that another one has."""
 
 import asyncio
-import re
 from binascii import crc_hqx
 from collections.abc import Callable, Iterable, Sequence
 from contextvars import Context
@@ -19,7 +18,7 @@ from asynccache.backends.redis.repayment import Repayment
 from asynccache.backends.redis.replies import ErrorReply, code_of, told
 from asynccache.backends.redis.scripts import Script
 from asynccache.backends.redis.sentinels import Sentinels
-from asynccache.backends.redis.slots import SLOTS, slot_of
+from asynccache.backends.redis.slots import SLOTS, redirection, slot_of
 from asynccache.backends.redis.tracker import Tracker
 from asynccache.backends.redis.wire import Asked, pack
 from asynccache.clock import stopwatch
@@ -31,7 +30,6 @@ __all__ = ["Pool"]
 _SLOTS_COMMAND: Final = pack(("CLUSTER", "SLOTS"))
 _ASKING: Final = pack(("ASKING",))
 _PING: Final = pack(("PING",))
-_REDIRECTION: Final = re.compile(r"(?:MOVED|ASK) (\d{1,5}) ([^ ]*):(\d{1,5})")
 _MOST_REDIRECTIONS: Final = 5
 _MOST_AT_ONCE: Final = 10_000  # commands: more would take longer than their deadline by their number alone
 _TRY_AGAIN_SECONDS: Final = 0.02
@@ -318,7 +316,7 @@ class Pool:
                 if taught or not link.teach():
                     extra, command = 1, pack(("SCRIPT", "LOAD", source)) + command  # in one round trip
                 taught = True
-            elif code in ("MOVED", "ASK") and self.clustered and (place := _redirection(str(reply), link)):
+            elif code in ("MOVED", "ASK") and self.clustered and (place := redirection(str(reply), _host_of(link))):
                 slot, address = place
                 # What one node tells of a key is in no order with what another one answers: no copy is to be trusted.
                 self._owner.coherence.changed(None)
@@ -439,11 +437,3 @@ async def _same_as(link: Link) -> Address:
 
 def _host_of(link: Link) -> str:
     return link.address[0] if isinstance(link.address, tuple) else "localhost"
-
-
-def _redirection(text: str, link: Link) -> tuple[int, Address] | None:
-    """The slot and the address that an error names; ``None`` when it names none."""
-    found = _REDIRECTION.fullmatch(text)
-    if found is None or int(found[1]) >= SLOTS or not 0 < int(found[3]) < 65_536:
-        return None
-    return int(found[1]), (found[2].strip("[]") or _host_of(link), int(found[3]))
