@@ -704,3 +704,21 @@ def test_a_forked_child_has_connections_of_its_own(tmp_path: Path, url: str, ser
             return [await cache.get(f"k{number}") for number in range(30)]
 
     assert asyncio.run(counts()) == [15] * 30
+
+
+async def test_many_large_values_at_once_are_apart_from_small_ones(server: Server, url: str) -> None:
+    """Written, and read again: who reads and writes small ones does not wait for them. Only the first reading, which
+    could not know how large they are, takes the way of all."""
+    values = {f"large {number}": LARGE + str(number) for number in range(20)}
+    async with Cache(url, on_error="raise") as cache:
+        pool = pool_of(cache)
+        await cache.set_many(values, 60)
+        assert await cache.get_many(values) == values
+        link = way(cache, "")
+        for out in (True, False):
+            async with held(server, pool.large(link, out=out)):
+                many = asyncio.ensure_future(cache.set_many(values, 60) if out else cache.get_many([*values, "none"]))
+                assert await cache.set("small", out)
+                assert await cache.get("small") is out
+                assert not many.done()
+            assert await many == (True if out else values)

@@ -7,7 +7,7 @@ from asyncio import AbstractEventLoop, get_running_loop, sleep
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any, Final, Self, final
 
-from asynccache._offloading import decoded, encoded, encoded_parts, is_large, joined
+from asynccache._offloading import decoded, encoded_parts, is_large, joined
 from asynccache.backend import OnlyIf, Reports
 from asynccache.backends.redis.address import Settings, settings_like
 from asynccache.backends.redis.condition import Condition
@@ -16,6 +16,7 @@ from asynccache.backends.redis.intents import Intents
 from asynccache.backends.redis.large import put, whole
 from asynccache.backends.redis.leases import RedisLeases
 from asynccache.backends.redis.link import Link
+from asynccache.backends.redis.many import Large, Small, read_many, write_many
 from asynccache.backends.redis.plain import PlainValues
 from asynccache.backends.redis.pool import Pool
 from asynccache.backends.redis.raw import RawRedis
@@ -125,18 +126,15 @@ class RedisBackend:
                 names = {key: name for key, name in names.items() if name not in self.intents.keys}
                 if not names:
                     raise
-        found: Sequence[Any]
-        if pool.clustered:
-            found = await pool.ask_all([(name, pack((b"GET", name))) for name in names.values()])
-        else:
-            found = await pool.ask(next(iter(names.values())), b"MGET", *names.values())
+        found = await read_many(pool, list(names.values()))
         entries: dict[str, Entry] = {}
         answered = any(not isinstance(data, Exception) for data in found)  # one node away is no reason to miss all
         for key, data in zip(names, found, strict=True):
             if isinstance(data, Exception):
                 self.reports.tell("an entry could not be read", foreign(data, away=answered))
             elif data:
-                entry = await self._entry(key, data, pool.offset)
+                start, *more = data if type(data) is list else (data,)
+                entry = await self._entry(key, start, pool.offset, more) if start else None
                 if entry is not None:
                     entries[key] = entry
         return entries
@@ -177,15 +175,20 @@ class RedisBackend:
         if not pool.met:
             await self._meet(pool, *(key.encode() for key in entries))
         now = self.now()
-        commands: list[tuple[bytes, bytes]] = []
-        for key, entry in entries.items():
+        small: list[Small] = []
+        large: list[Large] = []
+        for done, (key, entry) in enumerate(entries.items(), 1):
             name = key.encode()
-            data = await encoded(self.codec, key, entry, pool.offset)
             left = milliseconds(entry.expires_at - now)
-            commands.append((name, storing(name, data, left)))
-            if len(commands) % _ENCODED_AT_ONCE == 0:
+            if is_large(entry.value):
+                large.append((name, await encoded_parts(self.codec, key, entry, pool.offset), left))
+            elif len(data := self.codec.encode(key, entry, pool.offset)) >= CHUNK:
+                large.append((name, (data,), left))
+            else:
+                small.append(((name,), storing(name, data, left)))
+            if done % _ENCODED_AT_ONCE == 0:
                 await sleep(0)  # a turn for the others
-        await change(self, pool, [([name], command) for name, command in commands])
+        await write_many(self, pool, small, large)
 
     async def delete(self, keys: Sequence[str]) -> int:
         """Remove them; how many had a fresh entry."""

@@ -57,6 +57,8 @@ class Pool:
     Attributes:
         timeout: Seconds for an operation.
         large_writes: Those on their way, by key: what comes after them waits.
+        bulky_until: Until when many values that are read at once are expected to be large, by the stopwatch.
+        together: As `Background.together`.
         met: Whether a server has been greeted.
         offset: Seconds by which the servers' clock is ahead of the cache's.
         repayment: How debts of the store are paid here.
@@ -66,11 +68,13 @@ class Pool:
         self.loop = loop
         self.timeout = owner.settings.timeout
         self.large_writes: dict[bytes, Asked] = {}
+        self.bulky_until = 0.0
         self.met = False
         self.offset = 0.0
         self._owner = owner
         self._settings = owner.settings
         self._background = Background()
+        self.together = self._background.together
         self.repayment = Repayment(self, owner.intents, self._background)
         self._breaker = Breaker(stopwatch)  # all have one server, unless they are a cluster's nodes
         self._nodes: dict[Address, Link] = {}
