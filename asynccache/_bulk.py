@@ -224,7 +224,7 @@ class BulkLoader:
         if self._seats.remote is None or any(flight.reason == "refresh" for flight in flights.values()):
             return dict(flights)
         stored = await self._seats.fetch_many(
-            [flight.key for flight in flights.values()], terms.shape, terms.refresh_ahead
+            [flight.key for flight in flights.values()], terms.shape, terms.refresh_ahead, terms.slides
         )
         now = self._clock.monotonic()
         wanted = {}
@@ -236,6 +236,8 @@ class BulkLoader:
                         wanted[key] = flight
                         continue
                     flight.aging = found
+                if terms.sliding:
+                    self._seats.used(flight.key, found[1], now)
                 self._flights.land(flight, (Status.HIT, found[0]))
             else:
                 flight.stale = found or flight.stale

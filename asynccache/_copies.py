@@ -107,6 +107,8 @@ class Copies:
         if self._local is None:
             return True
         if self._coherence is None:
+            if life is not None:
+                life.slide_seldom()
             return self._local.put(key, value, now, ttl, life)
         self._local.remove(key)
         return True

@@ -115,7 +115,7 @@ class Dispatcher:
             self.touch = local.eviction_policy.touch
         self.find = local.values.get if short and local is not None else _NOTHING.get
         straight = local is None and not (self.closed or self.disabled or self.tracing.own_provider or detours.count)
-        self.shortcut = self.remote.shortcut if straight and self.remote is not None else None
+        self.shortcut = None if self.remote is None or self.terms.sliding or not straight else self.remote.shortcut
         self.short_writes = self.terms.ordinary and (short if self.remote is None else self.shortcut is not None)
 
     def here(self) -> "Dispatcher":
@@ -172,7 +172,7 @@ class Dispatcher:
         found = self.seats.look(key, self.now())
         tier = "local"
         if (found is None or self.now() >= found[1].fresh_until) and self.remote is not None:
-            found = await self.seats.fetch(key, shape, entry=entry)
+            found = await self.seats.fetch(key, shape, entry=entry, slides=self.terms.slides)
             tier = "remote"
         now = self.now()
         if found is None or now >= found[1].fresh_until:
@@ -203,10 +203,12 @@ class Dispatcher:
                 else:
                     absent.append(key)
             if absent and self.remote is not None and not self.disabled:
-                stored = await self.seats.fetch_many([keys[key] for key in absent], shape)
+                stored = await self.seats.fetch_many([keys[key] for key in absent], shape, slides=self.terms.slides)
                 now = self.now()
-                fresh = {key: stored[keys[key]] for key in absent if keys[key] in stored}
-                values |= {key: found[0] for key, found in fresh.items() if now < found[1].fresh_until}
+                fresh = {key: it for key in absent if (it := stored.get(keys[key])) and now < it[1].fresh_until}
+                values |= {key: found[0] for key, found in fresh.items()}
+                for key in fresh if self.terms.sliding else ():
+                    self.seats.used(keys[key], fresh[key][1], now)
             self.counters.hits += len(values)
             self.counters.misses += len(keys) - len(values)
             return {key: values[key] for key in keys if key in values}

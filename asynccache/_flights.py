@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from contextvars import copy_context
 from typing import Any, Final, final
 
-from asynccache._background import Background
 from asynccache._copying import own_copy
 from asynccache._flight import Flight, Outcome, Status, Waiter, own_exception, wake
 from asynccache._seats import Seats
@@ -45,7 +44,7 @@ class Flights:
 
     def __init__(self, seats: Seats, counters: Counters) -> None:
         self.table: dict[str, Flight] = {}
-        self.background = Background()
+        self.background = seats.background
         self.clock: Clock = seats.clock
         self._seats = seats
         self._counters = counters

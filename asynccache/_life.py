@@ -3,9 +3,11 @@
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import final
+from typing import Final, final
 
 __all__ = ["Life", "commonest_ttl"]
+
+_SLIDING_SHARE: Final = 0.1
 
 
 @final
@@ -20,10 +22,13 @@ class Life:
         tags: Its tags.
         stamp: Where the order of invalidations stood when the work that made the value began.
         sliding: The ttl that every hit gives again, or ``None``.
+        slides_at: From when a hit does.
         versions: The tags' versions on a remote store, for a copy of a remote entry.
     """
 
-    __slots__ = ("created_at", "expires_at", "fresh_until", "refresh_at", "sliding", "stamp", "tags", "versions")
+    __slots__ = (
+        "created_at", "expires_at", "fresh_until", "refresh_at", "slides_at", "sliding", "stamp", "tags", "versions",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -35,6 +40,7 @@ class Life:
         tags: tuple[str, ...] = (),
         stamp: int = 0,
         sliding: float | None = None,
+        slides_at: float = -math.inf,
         versions: Mapping[str, str] | None = None,
     ) -> None:
         self.created_at = created_at
@@ -44,14 +50,20 @@ class Life:
         self.tags = tags
         self.stamp = stamp
         self.sliding = sliding
+        self.slides_at = slides_at
         self.versions = versions
 
     @property
     def quick_until(self) -> float:
         """Until when a hit needs no second look."""
-        if self.tags or self.sliding is not None:
+        if self.tags:
             return -math.inf
-        return min(self.fresh_until, self.refresh_at)
+        return min(self.fresh_until, self.refresh_at if self.sliding is None else self.slides_at)
+
+    def slide_seldom(self) -> None:
+        """Have a hit give the whole ttl again when a tenth of it has passed: a remote store is told of each."""
+        if self.sliding is not None:
+            self.slides_at = self.fresh_until - self.sliding * (1.0 - _SLIDING_SHARE)
 
     def until(self, end: float) -> "Life":
         """This life, but without grace and over at ``end`` at the latest: that of a copy."""
@@ -63,6 +75,8 @@ class Life:
             refresh_at=self.refresh_at,
             tags=self.tags,
             stamp=self.stamp,
+            sliding=self.sliding,
+            slides_at=self.slides_at,
             versions=self.versions,
         )
 

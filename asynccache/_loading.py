@@ -326,7 +326,7 @@ class Loader:
         if entry is None:
             return None
         seen = None if entry is MISSING else entry
-        found = await self._seats.fetch(flight.key, terms.shape, terms.refresh_ahead, entry=seen)
+        found = await self._seats.fetch(flight.key, terms.shape, terms.refresh_ahead, slides=terms.slides, entry=seen)
         now = self._clock.monotonic()
         if found is None or flight.reason == "refresh":
             return None
@@ -336,6 +336,8 @@ class Loader:
                 if flight.reason == "background":
                     return None
                 flight.aging = found
+            if terms.sliding:
+                self._seats.used(flight.key, life, now)
             return (Status.HIT, value)
         flight.stale = found
         return (Status.STALE, value) if self.flights.throttled(flight.key, now) else None

@@ -9,8 +9,10 @@ have put the old value back meanwhile.
 
 import math
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from contextvars import Context
 from typing import Any, TypeAlias, final
 
+from asynccache._background import Background
 from asynccache._copies import Copies
 from asynccache._failures import Failures
 from asynccache._life import Life
@@ -19,7 +21,8 @@ from asynccache.backend import Backend, OnlyIf
 from asynccache.backends.memory import MemoryBackend
 from asynccache.clock import Clock
 from asynccache.entry import Entry
-from asynccache.errors import DecodeError
+from asynccache.errors import BackendError, DecodeError
+from asynccache.policy import Terms
 from asynccache.shape import Shape
 
 __all__ = ["Found", "Seats"]
@@ -34,6 +37,7 @@ class Seats:
 
     Attributes:
         attempt: That of the failure policy.
+        background: The tasks of the cache.
     """
 
     def __init__(
@@ -49,6 +53,8 @@ class Seats:
         self.clock = clock
         self.failures = failures
         self.attempt = failures.attempt
+        self.background = Background()
+        self._sliding: set[str] = set()
         self.tags = LocalTags()
         self.remote_tags = None if remote is None else RemoteTags(remote)
         self.copies = Copies(local, remote)
@@ -73,6 +79,7 @@ class Seats:
         shape: Shape | None,
         refresh_ahead: float | None = None,
         *,
+        slides: Terms | None = None,
         copied: bool = True,
         entry: Entry | None = None,
     ) -> Found | None:
@@ -82,6 +89,7 @@ class Seats:
             key: The whole key.
             shape: That of the value's type, if it is known.
             refresh_ahead: The share of its ttl after which it is to be refreshed.
+            slides: The terms by which a hit gives its whole ttl again, if it does.
             copied: Whether it is kept.
             entry: What the store has, where it was asked already.
         """
@@ -89,14 +97,15 @@ class Seats:
             return None
         if self.local is None:
             entry = await self._read(self.remote, key, entry)
-            return None if entry is None else self._adopt(key, entry, self.tags.latest, shape, refresh_ahead, False)
+            stamp = self.tags.latest
+            return None if entry is None else self._adopt(key, entry, stamp, shape, refresh_ahead, slides, False)
         stamp, token = self.tags.latest, self.copies.reading((key,))
         try:
             entry = await self._read(self.remote, key)
             if entry is None:
                 return None
             undisturbed = copied and self.copies.undisturbed(key, token)
-            return self._adopt(key, entry, stamp, shape, refresh_ahead, undisturbed)
+            return self._adopt(key, entry, stamp, shape, refresh_ahead, slides, undisturbed)
         finally:
             self.copies.read((key,), token)
 
@@ -107,16 +116,16 @@ class Seats:
         return None if entry is None or (entry.tags and not _valid(entry, await self._versions(entry.tags))) else entry
 
     async def fetch_many(
-        self, keys: Sequence[str], shape: Shape | None, refresh_ahead: float | None = None
+        self, keys: Sequence[str], shape: Shape | None, refresh_ahead: float | None = None, slides: Terms | None = None
     ) -> dict[str, Found]:
-        """What the remote seat has of these, in one round trip (one more where entries have tags)."""
+        """What the remote seat has of these, in one round trip (one more where entries have tags); see `fetch`."""
         if self.remote is None or not keys:
             return {}
         stamp, token = self.tags.latest, self.copies.reading(keys)
         try:
             entries = await self.read_many(self.remote, keys)
             adopted = {
-                key: self._adopt(key, entry, stamp, shape, refresh_ahead, self.copies.undisturbed(key, token))
+                key: self._adopt(key, entry, stamp, shape, refresh_ahead, slides, self.copies.undisturbed(key, token))
                 for key, entry in entries.items()
             }
             return {key: found for key, found in adopted.items() if found is not None}
@@ -149,6 +158,7 @@ class Seats:
         stamp: int,
         shape: Shape | None,
         refresh_ahead: float | None,
+        slides: Terms | None,
         undisturbed: bool,
     ) -> Found | None:
         """The value and its life here; ``None`` when it is not of the type any more."""
@@ -174,20 +184,35 @@ class Seats:
             stamp=stamp,
             versions=entry.tags,
         )
+        if slides is not None and entry.fresh_until != math.inf:
+            life.sliding = slides.ttl_for(value)
+            life.slide_seldom()
         if undisturbed:
             self.copies.keep(key, value, self.clock.monotonic(), life)
         return value, life
 
     def used(self, key: str, life: Life, now: float) -> None:
-        """Count a use of an entry of the local seat: for eviction, and for a ttl that slides."""
+        """Count a use of an entry: for eviction, and for a ttl that slides."""
         local = self.local
-        if local is None:
-            return
         if life.sliding is not None:
-            grace = life.expires_at - life.fresh_until
-            life.fresh_until = now + life.sliding
-            life.expires_at = life.fresh_until + grace
-        local.used(key)
+            if self.remote is None:
+                grace = life.expires_at - life.fresh_until
+                life.fresh_until = now + life.sliding
+                life.expires_at = life.fresh_until + grace
+            elif now >= life.slides_at and key not in self._sliding:
+                self._sliding.add(key)
+                self.background.start(self._slide(self.remote, key, life, now + life.sliding), Context())
+        if local is not None:
+            local.used(key)
+
+    async def _slide(self, remote: Backend, key: str, life: Life, fresh_until: float) -> None:
+        """Tell the remote store of a hit, whose caller has gone on."""
+        try:
+            await self._touch(remote, key, life, fresh_until)
+        except BackendError:
+            pass  # it has been told, and nobody waits for this
+        finally:
+            self._sliding.discard(key)
 
     # Changing
 
@@ -335,15 +360,7 @@ class Seats:
         if self.remote is not None:
             if found is None or now >= found[1].fresh_until:
                 return False
-            expires_at = fresh_until + _grace_of(found[1])
-            epoch = self.clock.epoch
-            touched = await self.attempt(
-                "touch", self.remote.touch(key, fresh_until=fresh_until + epoch, expires_at=expires_at + epoch), False
-            )
-            self.copies.disturb(key)
-            if self.local is not None:
-                self.local.remove(key)
-            return touched
+            return await self._touch(self.remote, key, found[1], fresh_until)
         if self.local is None or found is None or now >= found[1].fresh_until:
             return False
         old = found[1]
@@ -357,6 +374,16 @@ class Seats:
         )
         self.local.retime(key, new, now)
         return True
+
+    async def _touch(self, remote: Backend, key: str, life: Life, fresh_until: float) -> bool:
+        """Give an entry of the remote seat another time; its grace stays as long as it was."""
+        epoch = self.clock.epoch
+        times = {"fresh_until": fresh_until + epoch, "expires_at": fresh_until + _grace_of(life) + epoch}
+        touched = await self.attempt("touch", remote.touch(key, **times), False)
+        self.copies.disturb(key)
+        if self.local is not None:
+            self.local.remove(key)
+        return touched
 
     async def add_to(self, key: str, delta: int, now: float, ttl: float | None) -> int:
         """Add to a counter, atomically; 0 when the store fails.

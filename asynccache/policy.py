@@ -30,7 +30,8 @@ class Policy:
         soft_timeout: How long a caller who could have a stale value waits for the load.
         hard_timeout: How long any caller waits for the load.
         background_timeout: How long a load may go on that nobody waits for any more (after a timeout, or a refresh).
-        sliding: Whether a hit gives the entry its whole ttl again.
+        sliding: Whether a hit gives the entry its whole ttl again; a store outside of the process is told behind the
+            hit, when a tenth of it has passed.
         negative_ttl: The ttl of a loaded ``None``, when it should differ.
         cache_if: Whether to store a loaded value at all: a function of the value.
         lock: Who shares one load: ``"shared"``, all processes on the store (where it can grant leases), ``"local"``,
@@ -166,7 +167,7 @@ class Terms:
     def __post_init__(self) -> None:
         """Work out what is asked at every load."""
         self.patient = self.soft_timeout is None and self.hard_timeout is None
-        self.plain = self.patient and self.refresh_ahead is None and self.shape is None
+        self.plain = self.patient and self.refresh_ahead is None and self.shape is None and not self.sliding
         self.ordinary = not (
             self.ttl_of
             or self.grace
@@ -197,6 +198,11 @@ class Terms:
             lock=policy.lock,
             tags=tuple(policy.tags),
         )
+
+    @property
+    def slides(self) -> "Terms | None":
+        """These terms, if a hit gives the whole ttl again."""
+        return self if self.sliding else None
 
     def ttl_for(self, value: Any) -> float | None:
         """How long this value is fresh, in seconds; ``None`` for ever.

@@ -11,6 +11,8 @@ from stores import STORES, opened
 from asynccache import MISSING, Cache, Load, LockTimeout, Policy
 from asynccache.testing import TravellingClock
 
+IN_PROCESS = {"lru", "s3fifo", "copy", "weighed"}
+
 
 @pytest.fixture(params=STORES)
 def make(request: pytest.FixtureRequest, clock: TravellingClock, tmp_path: Path) -> Callable[..., Cache]:
@@ -460,3 +462,67 @@ async def test_what_a_tag_hides_is_absent_to_conditions(cache):
     assert await cache.add("b", 3, tags=["tag"]) is True
     assert await cache.add("b", 4) is False
     assert await cache.get_many(["a", "b"]) == {"a": 2, "b": 3}
+
+
+# A ttl that slides
+
+
+async def one_by_one(cache: Cache) -> object:
+    return await cache.get("key")
+
+
+async def with_others(cache: Cache) -> object:
+    return (await cache.get_many(["key", "absent"])).get("key")
+
+
+async def or_loaded(cache: Cache) -> object:
+    return await cache.get_or_set("key", lambda: "loaded")
+
+
+async def or_loaded_with_others(cache: Cache) -> object:
+    return (await cache.get_or_set_many(["key"], lambda keys: dict.fromkeys(keys, "loaded")))["key"]
+
+
+@pytest.mark.parametrize("hit", [one_by_one, with_others, or_loaded, or_loaded_with_others])
+async def test_a_hit_gives_the_whole_ttl_again(make, clock, hit):
+    """Where the policy says so, by whatever call; the grace stays behind it; looking at an entry is no use of it."""
+    cache = make(policy=Policy(ttl=10, grace=5, sliding=True))
+    await cache.set("key", "value")
+    for _ in range(4):
+        clock.travel(8)
+        assert await hit(cache) == "value"
+        for _ in range(5_000):  # a store outside of the process is told behind the hit
+            if await cache.ttl("key") == pytest.approx(10, abs=0.01):
+                break
+            await asyncio.sleep(0.001)
+        assert await cache.ttl("key") == pytest.approx(10, abs=0.01)
+        entry = await cache.entry("key")
+        assert entry is not None
+        assert entry.expires_at - entry.fresh_until == pytest.approx(5, abs=0.01)
+    clock.travel(8)
+    assert await cache.exists("key")
+    clock.travel(2.1)
+    assert await cache.get("key") is None
+
+
+@pytest.mark.parametrize("make", [name for name in STORES if name not in IN_PROCESS], indirect=True)
+async def test_a_crowd_of_hits_slides_once(make, clock):
+    """A store outside of the process is told once, however many hits there are at the same time; and not at all while
+    nine tenths are left."""
+    cache = make(policy=Policy(ttl=10, sliding=True))
+    touched = 0
+    store = cache._core.remote
+    usual = store.touch
+
+    async def touch(*args, **options):
+        nonlocal touched
+        touched += 1
+        return await usual(*args, **options)
+
+    store.touch = touch
+    await cache.set("key", "value")
+    for travelled, expected in ((0.5, 0), (2.0, 1), (0.5, 1)):
+        clock.travel(travelled)
+        assert await asyncio.gather(*[cache.get("key") for _ in range(100)]) == ["value"] * 100
+        await asyncio.sleep(0.05)
+        assert touched == expected
