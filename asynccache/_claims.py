@@ -51,12 +51,16 @@ class Claims:
         seats: Where they are granted.
         leases: By whom.
         background: Where they are renewed.
+
+    Attributes:
+        refused: The keys for which the store could not be asked.
     """
 
     def __init__(self, seats: Seats, leases: Leases, background: Background) -> None:
         self._seats = seats
         self._leases = leases
         self._background = background
+        self.refused: set[str] = set()
         self._held: dict[str, Lease] = {}
         self._renewing: asyncio.Task[None] | None = None
         self._in_vain = 0
@@ -72,7 +76,9 @@ class Claims:
 
     async def _acquire(self, key: str) -> Lease | None:
         lease = await self._seats.attempt("lease", self._leases.acquire(key, ttl=self._seconds), _FAILED)
-        if lease is not None and lease is not _FAILED:
+        if lease is _FAILED:
+            self.refused.add(key)
+        elif lease is not None:
             self._held[key] = lease
         return lease
 

@@ -16,10 +16,13 @@ from asynccache.keys import check_key
 from asynccache.load import Load
 from asynccache.policy import Terms
 
-__all__ = ["NO_TOKEN", "Keeper", "as_entry", "life_of"]
+__all__ = ["NO_TOKEN", "UNASKED", "Keeper", "as_entry", "life_of"]
 
 NO_TOKEN: Final = ""
-"""That of a lease that the store could not grant."""
+"""That of a lease that somebody else has, and that is not waited for."""
+
+UNASKED: Final = "unasked"
+"""That of a lease for which the store could not be asked."""
 
 
 @final
@@ -57,31 +60,36 @@ class Keeper:
         ttl, life = self._terms_of(flight, prefix, value, terms, load, now)
         if life is None:
             life = Life(now) if ttl is None else Life(now, now + ttl, now + ttl)
-        if not seats.tags.valid(life.tags, flight.stamp) or not await self._send(flight, value, life, terms):
+        if not seats.tags.valid(life.tags, flight.stamp):
             return
-        if seats.local is not None:
-            with seats.local.guard():
-                if not flight.void:
-                    seats.copies.written(flight.key, value, now, ttl, life)
+        sent = await self._send(flight, value, life, terms)
+        if seats.local is None or sent is False:
+            return
+        with seats.local.guard():
+            if not flight.void and sent:
+                seats.copies.written(flight.key, value, now, ttl, life)
+            elif not flight.void:
+                seats.copies.unsent(flight.key, value, now, ttl, life)
 
-    async def _send(self, flight: Flight, value: Any, life: Life, terms: Terms) -> bool:
+    async def _send(self, flight: Flight, value: Any, life: Life, terms: Terms) -> bool | None:
+        """Whether the remote seat was to have it and took it; ``None`` when it could not be given."""
         seats, lease = self._seats, flight.lease
         if seats.remote is None:
             return False
+        if lease is not None and lease.token == UNASKED:
+            return None
         if flight.versions is not None and set(life.tags) <= set(flight.versions):
             life.versions = {tag: flight.versions[tag] for tag in life.tags}
         try:
             entry = await seats.entry(value, life, terms.shape, flight.started_at)
-            if entry is None or flight.void:
-                return False
-            if lease is not None and lease.token == NO_TOKEN:
+            if entry is None or flight.void or (lease is not None and lease.token == NO_TOKEN):
                 return False
             if lease is not None and seats.remote.leases is not None:
                 stored = await seats.attempt("commit", seats.remote.leases.commit(lease, entry), None)
                 if stored is not None:
                     flight.lease = None  # given back, or somebody else's
-                return bool(stored)
-            return await seats.attempt("set", seats.remote.set(flight.key, entry), False)
+                return stored
+            return await seats.attempt("set", seats.remote.set(flight.key, entry), None)
         except EncodeError as error:
             seats.failures.not_stored(value, error, terms.template)
             return False
@@ -161,11 +169,14 @@ class Keeper:
                 continue
             if entry is not None and not overtaken(key):
                 entries.append((key, entry))
-        for key in await claims.commit(entries):
-            if seats.local is not None:
-                with seats.local.guard():
-                    if not overtaken(key):
-                        seats.copies.written(key, values[key], now, None, lives[key])
+        stored = await claims.commit(entries)
+        if seats.local is None:
+            return
+        for key in stored | (claims.refused & values.keys()):
+            with seats.local.guard():
+                if not overtaken(key):
+                    keep = seats.copies.written if key in stored else seats.copies.unsent
+                    keep(key, values[key], now, None, lives[key])
 
     def _terms_of(
         self, flight: Flight, prefix: str, value: Any, terms: Terms, load: Load | None, now: float

@@ -20,7 +20,7 @@ from asynccache._bulk import BulkLoader
 from asynccache._claims import LEASE_SECONDS, MOST_IN_VAIN, NO_TIME, RENEW_SECONDS, RETRY_SECONDS, lease_seconds
 from asynccache._flight import Flight, Outcome, Status, current_flight
 from asynccache._flights import CANCELLED, Flights, Ticket
-from asynccache._keeping import NO_TOKEN, Keeper, as_entry
+from asynccache._keeping import NO_TOKEN, UNASKED, Keeper, as_entry
 from asynccache._seats import Found, Seats
 from asynccache.backend import Lease, Leases, Shortcut
 from asynccache.clock import stopwatch
@@ -311,7 +311,7 @@ class Loader:
             now = self._clock.monotonic() + self._clock.epoch
             flight.versions = await seats.attempt("get_many", seats.remote_tags.versions(terms.tags, now), None)
         flight.lease = lease
-        if lease is None or leases is None or lease.token == NO_TOKEN:
+        if lease is None or leases is None or lease.token in (NO_TOKEN, UNASKED):
             return (Status.VALUE, await self._run(flight, prefix, factory, terms))
         renewing = self.flights.background.start(self._renew(leases, lease, seconds), Context())
         try:
@@ -345,9 +345,10 @@ class Loader:
     async def _acquire(
         self, leases: Leases, flight: Flight, terms: Terms, seconds: float
     ) -> tuple[Lease | None, Outcome | None]:
-        """The lease, or the value that its holder has stored meanwhile; when the store fails, a lease that proves
+        """The lease, or the value that its holder has stored meanwhile; when there is none to be had, one that proves
         nothing: what is loaded is not stored, as nobody knows what others write meanwhile."""
-        failed, waited, in_vain = Lease(flight.key, NO_TOKEN), False, 0
+        failed, elsewhere = Lease(flight.key, UNASKED), Lease(flight.key, NO_TOKEN)
+        waited, in_vain = False, 0
         while True:
             lease = await self._seats.attempt("lease", leases.acquire(flight.key, ttl=seconds), failed)
             if lease is failed:
@@ -355,13 +356,15 @@ class Loader:
             if lease is None and flight.nested and waited:
                 # What waits for this load holds a lease of its own, which its holder may be waiting for: one more load
                 # is better than two that wait for each other.
-                return failed, None
+                return elsewhere, None
             if lease is None:
                 waited, began = True, stopwatch()
                 ended = await self._seats.attempt("wait", leases.wait(flight.key, timeout=LEASE_SECONDS), failed)
                 in_vain = in_vain + 1 if stopwatch() - began < NO_TIME else 0
-                if ended is failed or in_vain > MOST_IN_VAIN:  # a store that says both that it is held and that not
+                if ended is failed:
                     return failed, None
+                if in_vain > MOST_IN_VAIN:  # a store that says both that it is held and that not
+                    return elsewhere, None
             try:
                 ready = await self._look_remote(flight, terms)
             except BaseException:

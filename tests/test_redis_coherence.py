@@ -19,9 +19,9 @@ from fault_proxy import FaultProxy
 from owing import repaid
 from servers import Server
 from stores import on_redis
-from waiting import comes
+from waiting import comes, until
 
-from asynccache import Cache, MemoryBackend
+from asynccache import Cache, MemoryBackend, Policy
 from asynccache.backends.redis.wire import pack
 from asynccache.testing import TravellingClock
 
@@ -861,6 +861,54 @@ async def test_a_tag_whose_record_is_lost_hides_its_copies(near: Copying, other:
     await near.copy("key")
     await other.redis.command("DEL", "n:tag\0\0tag")
     assert await seen(near.cache, "key", None) < SOON_SECONDS
+
+
+# A server that is away
+
+
+async def one(cache: Cache, key: str, load: Callable[[], str]) -> object:
+    return await cache.get_or_set(key, load, 60)
+
+
+async def many(cache: Cache, key: str, load: Callable[[], str]) -> object:
+    return (await cache.get_or_set_many([key], lambda keys: dict.fromkeys(keys, load()), 60))[key]
+
+
+@pytest.mark.parametrize("ask", [one, many])
+@pytest.mark.parametrize("tags", [(), ("tag",)])
+async def test_what_is_loaded_while_the_server_is_away_is_held_for_a_second(
+    ask: Callable[[Cache, str, Callable[[], str]], Awaitable[object]], tags: tuple[str, ...], clock: TravellingClock
+) -> None:
+    """By the local store: without it each request would reach the source. A write of this process takes it away."""
+    with Server() as own:
+        cache = Cache(
+            own.url, local=MemoryBackend(clock=clock), clock=clock, policy=Policy(ttl=60, tags=tags), on_error="degrade"
+        )
+        async with cache:
+            assert await cache.set("key", "stored")
+            assert await ask(cache, "key", lambda: "loaded") == "stored"
+            own.kill()
+            await until(lambda: _missed(cache), seconds=5.0)
+            values = iter(range(100))
+
+            async def asked() -> object:
+                return await ask(cache, "key", lambda: f"loaded {next(values)}")
+
+            if tags and ask is many:  # what the versions are is not known
+                assert [await asked(), await asked()] == ["loaded 0", "loaded 1"]
+                return
+            assert {await asked() for _ in range(10)} == {"loaded 0"}
+            clock.travel(1.1)
+            assert {await asked() for _ in range(10)} == {"loaded 1"}
+            await cache.delete("key")
+            assert await asked() == "loaded 2"
+            if tags:
+                await cache.invalidate_tags("tag")
+                assert await asked() == "loaded 3"
+
+
+async def _missed(cache: Cache) -> bool:
+    return await cache.get("key") is None
 
 
 # Caches that share
