@@ -1236,6 +1236,38 @@ async def test_closing_gives_back_the_lease_of_a_load(url: str, server: Server, 
         assert call.exception() is not None
 
 
+@pytest.mark.parametrize("latency", [0.0, 0.02])
+@pytest.mark.parametrize(("state", "cancelled"), [("asked for", False), ("asked for", True), ("held", True)])
+async def test_a_closed_cache_leaves_no_lock_behind(
+    url: str, server: Server, proxy: FaultProxy, latency: float, state: str, cancelled: bool
+) -> None:
+    """Neither of one who was cancelled together with the closing, as a shutdown does it, nor one that was granted to
+    nobody."""
+    cache = Cache(url.replace(f":{server.port}", f":{proxy.port}"), namespace="n")
+    entered = asyncio.Event()
+
+    async def hold() -> None:
+        async with cache.lock("lock", ttl=20):
+            entered.set()
+            await asyncio.sleep(30)
+
+    async with Cache(url, namespace="n") as other:
+        assert await cache.ping()
+        proxy.latency(latency)
+        task = asyncio.ensure_future(hold())
+        if state == "held":
+            await entered.wait()
+        else:
+            await turns(3)
+        if cancelled:
+            task.cancel()
+        await cache.aclose()
+        async with asyncio.timeout(5), other.lock("lock", ttl=20):
+            pass
+        task.cancel()
+        await asyncio.wait([task])
+
+
 @pytest.mark.parametrize("on_error", ["degrade", "raise"])
 async def test_closing_lets_nobody_into_a_lock(url: str, on_error: Any) -> None:
     """Who waits for a lock that another process has, when his cache is closed, gets an exception at once."""

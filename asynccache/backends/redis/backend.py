@@ -15,7 +15,7 @@ from asynccache.backends.redis.counters import added
 from asynccache.backends.redis.intents import Intents
 from asynccache.backends.redis.large import put, whole
 from asynccache.backends.redis.leases import RedisLeases
-from asynccache.backends.redis.link import Link
+from asynccache.backends.redis.link import Link, answered
 from asynccache.backends.redis.many import Large, Small, read_many, write_many
 from asynccache.backends.redis.plain import PlainValues
 from asynccache.backends.redis.pool import Pool
@@ -37,7 +37,7 @@ __all__ = ["RedisBackend"]
 
 _KEYS_AT_ONCE: Final = 500
 _ENCODED_AT_ONCE: Final = 1_000
-_MOST_TRIES: Final = 64
+_LAST_TURNS: Final = 3
 
 
 @final
@@ -261,7 +261,12 @@ class RedisBackend:
         self._closed = True
         here = get_running_loop()
         if here in self._pools:
+            for _ in range(_LAST_TURNS):  # who was cancelled together with the closing gives back what he holds
+                await sleep(0)
+            if self.leases is not None:
+                await self.leases.aclose(self._pools[here])
             await self._pools[here].repayment.at_closing()
+            await answered(self._pools[here].links())
         pools, self._pools, self._latest = self._pools, {}, (None, None)
         for loop, pool in pools.items():
             if loop is here:

@@ -4,6 +4,7 @@ Who waits for another's lease reads it with tracking on: the server tells when t
 whatever reason, and nobody polls. Where the server cannot tell (RESP2), it is asked again at growing intervals.
 """
 
+import asyncio
 import math
 import secrets
 from asyncio import AbstractEventLoop, Future, get_running_loop
@@ -41,6 +42,7 @@ _TOKEN_BYTES: Final = 8
 _LONGEST_SECONDS: Final = 60.0  # that a load may hold its lease without renewing it
 _FIRST_LOOK: Final = 0.01
 _LAST_LOOK: Final = 0.1
+_CLOSING_SECONDS: Final = 0.5
 _MISSED_SECONDS: Final = 0.4  # how soon to look again where a message may have been missed
 _CACHING: Final = pack(("CLIENT", "CACHING", "YES"))
 
@@ -67,6 +69,8 @@ class RedisLeases:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._waiters: dict[AbstractEventLoop, Waiters] = {}
+        self._asking: dict[str, tuple[Pool, bytes, float]] = {}
+        self._closing: dict[Pool, Future[None]] = {}
 
     async def acquire(self, key: str, *, ttl: float) -> Lease | None:
         """The lease, for ``ttl`` seconds; ``None`` when somebody else holds it."""
@@ -77,12 +81,17 @@ class RedisLeases:
         now = self._store.now() + pool.offset
         record, bound = lease_record(token, now + ttl), _bound(key, ttl)
         await self._store.settle(pool, (name,))
+        self._asking[token] = (pool, name, ttl)
         try:
             fence = await pool.run(name, ACQUIRE, (name,), now, record, milliseconds(ttl), bound)
         except BaseException as error:
             if not isinstance(error, BackendError) or error.sent:
                 self._store.give_back(pool, name, token, ttl)  # it may have been granted, and nobody knows
             raise
+        finally:
+            self._asking.pop(token, None)
+            if self._closing and pool in self._closing and not self._asked(pool):
+                _look_again(self._closing[pool])
         if type(fence) is bytes and fence.isdigit():
             return Lease(key, token, int(fence))
         if fence != 0 or type(fence) is not int:
@@ -176,6 +185,19 @@ class RedisLeases:
         data: bytes = told(reply)
         return data
 
+    async def aclose(self, pool: Pool) -> None:
+        """Return when who asks has his answer, and has given back what nobody will hold; what has none in time is given
+        back unseen."""
+        if self._asked(pool):
+            self._closing[pool] = get_running_loop().create_future()
+            await asyncio.wait([self._closing[pool]], timeout=_CLOSING_SECONDS)
+            del self._closing[pool]
+        for token, (name, ttl) in self._asked(pool).items():
+            self._store.give_back(pool, name, token, ttl)
+
+    def _asked(self, pool: Pool) -> dict[str, tuple[bytes, float]]:
+        return {token: (name, ttl) for token, (asked, name, ttl) in self._asking.items() if asked is pool}
+
     def changed(self, names: Sequence[bytes] | None) -> None:
         """Wake who waits for the keys on the running loop, or everybody."""
         try:
@@ -188,6 +210,7 @@ class RedisLeases:
     def forget(self) -> None:
         """Start anew in a forked child."""
         self._waiters.clear()
+        self._asking.clear()
 
 
 def _bound(key: str, ttl: float) -> float:

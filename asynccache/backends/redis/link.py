@@ -2,7 +2,8 @@
 
 import asyncio
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import suppress
 from contextvars import Context
 from functools import partial
 from typing import Any, Final, Protocol, final
@@ -20,12 +21,13 @@ from asynccache.clock import Clock, stopwatch
 from asynccache.errors import BackendError, BackendTimeout, BackendUnavailable
 from asynccache.telemetry import RoundTrip, recording, round_trip
 
-__all__ = ["Link", "Owner", "name_of"]
+__all__ = ["Link", "Owner", "answered", "name_of"]
 
 _IDLE_SECONDS: Final = 1.0
 _DROP_SECONDS: Final = 1.0
 _LEAST_PAUSE: Final = 0.05
 _LAST_SECONDS: Final = 1.0
+_ANSWERED_SECONDS: Final = 0.25
 _TAUGHT_SECONDS: Final = 1.0  # who misses a script that long after they were all sent brings it himself
 _DROPPING: Final = frozenset(("READONLY", "LOADING", "NOAUTH", "MASTERDOWN", "MAX"))
 
@@ -361,6 +363,17 @@ class Link:
         if keeper is not None:
             self._background.cancel(keeper)
         self._owner.lost(self)
+
+
+async def answered(links: Iterable[Link]) -> None:
+    """Return when what was asked has its answer, or soon: what is in the air when a connection closes may be lost."""
+    asked: list[Asked] = []
+    for link in links:
+        if link.up and link.load:
+            with suppress(BackendError):  # it is late
+                asked.append(link.ask(_PING, traced=False))
+    if asked:
+        await asyncio.wait(asked, timeout=_ANSWERED_SECONDS)
 
 
 def name_of(command: Command) -> str:
