@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from fault_proxy import FaultProxy
 from owing import repaid
+from promised_times import patient
 from servers import Server
 from stores import on_redis
 from waiting import comes, until
@@ -736,7 +737,7 @@ async def test_a_dead_way_is_noticed_in_two_seconds(
     with ExitStack() as stack:
         proxies = [stack.enter_context(FaultProxy(*server.address)) for _ in ways]
         await asyncio.gather(*(watch(*way, proxy) for way, proxy in zip(ways.items(), proxies, strict=True)))
-    assert max(last_old.values()) < 2.0 * 1.5, last_old
+    assert max(last_old.values()) < patient(2.0), last_old
 
 
 @pytest.mark.slow
@@ -806,7 +807,7 @@ async def test_where_the_server_cannot_tell_a_copy_is_believed_for_a_second(
             await near.copy("key")
             assert await near.cache.get("key") == "old"
             await other.set("key", "newer", 60)
-            assert 0.3 < await seen(near.cache, "key", "newer") < 1.0 * 1.5
+            assert 0.3 < await seen(near.cache, "key", "newer") < patient(1.0)
             await near.cache.set("key", "mine")
             assert await near.cache.get("key") == "mine"
             assert await near.cache.delete("key")
@@ -976,7 +977,7 @@ async def test_a_copy_that_is_made_while_tracking_begins_is_right(url: str, othe
             await asyncio.sleep(0)
         await other.set("key", f"newer {turn}")
         await asyncio.gather(*reads)
-        assert await seen(cache, "key", f"newer {turn}") < 1.0 * 1.5
+        assert await seen(cache, "key", f"newer {turn}") < patient(1.0)
         await cache.aclose()
         await plain.aclose()
         await backend.aclose()
@@ -1097,7 +1098,7 @@ def test_copies_of_a_loop_that_has_ended_are_not_believed(url: str, left: str, m
         thread.start()
         thread.join()
         runner.run(write("newer"))
-        assert runner.run(seen(near.cache, "key", "newer", 2.0)) < 1.0 * 1.5
+        assert runner.run(seen(near.cache, "key", "newer", 2.0)) < patient(1.0)
         runner.run(near.cache.aclose())
     gc.collect()
     # Who closes a loop with tasks on it hears of the tasks and sockets from asyncio itself.
