@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import logging
 import random
+import socket
 import statistics
 import subprocess
 import sys
@@ -1488,6 +1489,25 @@ async def test_connections_that_the_server_ends_cost_nothing(server: Server) -> 
 
 
 # Ways to connect
+
+
+async def test_a_name_whose_first_address_does_not_answer(
+    server: Server, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with a dead pod, or a way by IPv6 that there is not: the next address is tried beside it."""
+    loop = asyncio.get_running_loop()
+    usual = loop.getaddrinfo
+
+    async def both(host: str, *args: Any, **options: Any) -> Any:
+        if host != "several":
+            return await usual(host, *args, **options)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", address) for address in (proxy.address, server.address)]
+
+    monkeypatch.setattr(loop, "getaddrinfo", both)
+    proxy.hold_connects()
+    async with Cache("redis://several:6379?timeout=5s&connect_timeout=5s", on_error="raise") as cache:
+        assert await cache.set("key", "value")
+    proxy.healthy()
 
 
 async def test_name_server_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:

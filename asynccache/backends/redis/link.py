@@ -26,6 +26,7 @@ __all__ = ["Link", "Owner", "answered", "name_of"]
 _IDLE_SECONDS: Final = 1.0
 _DROP_SECONDS: Final = 1.0
 _LEAST_PAUSE: Final = 0.05
+_NEXT_ADDRESS_SECONDS: Final = 0.1
 _LAST_SECONDS: Final = 1.0
 _ANSWERED_SECONDS: Final = 0.25
 _TAUGHT_SECONDS: Final = 1.0  # who misses a script that long after they were all sent brings it himself
@@ -286,11 +287,16 @@ class Link:
         if isinstance(address, str):
             await loop.create_unix_connection(lambda: wire, address)
             return
+        # A name may have addresses that do not answer: asyncio tries the next beside them, uvloop one after another.
+        eyeballs: dict[str, Any] = (
+            {"happy_eyeballs_delay": _NEXT_ADDRESS_SECONDS} if isinstance(loop, asyncio.BaseEventLoop) else {}
+        )
         transport, _ = await loop.create_connection(
             lambda: wire,
             *address,
             ssl=settings.context,
             server_hostname=None if settings.context is None else address[0],
+            **eyeballs,
         )
         raw = transport.get_extra_info("socket")
         if raw is not None:
