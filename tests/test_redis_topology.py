@@ -420,6 +420,15 @@ async def test_a_user_of_the_sentinels(guarded: tuple[Server, Server]) -> None:
         assert await cache.set("key", 1)
 
 
+async def test_a_user_of_the_sentinels_without_a_password(guarded: tuple[Server, Server]) -> None:
+    """It is that user who asks, and not the default one, who would be refused."""
+    _, sentinel = guarded
+    sentinel.command("ACL", "SETUSER", "keyless", "on", "nopass", "resetchannels", "-@all", *SENTINEL_ACL)
+    url = f"redis+sentinel://app:word@{sentinel.host}:{sentinel.port}/main?sentinel_username=keyless"
+    async with Cache(url, namespace="shop", on_error="raise") as cache:
+        assert await cache.set("key", 1)
+
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     return certificates(tmp_path_factory.mktemp("tls"))

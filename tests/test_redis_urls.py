@@ -435,6 +435,50 @@ async def test_a_password_alone(locked: Server, protocol: str):
         assert await works(cache)
 
 
+USER_ALONE: Mapping[str, Callable[[int, int], RedisBackend]] = {
+    "url": lambda port, protocol: opened(f"redis://keyless@127.0.0.1:{port}?protocol={protocol}"),
+    "url with a colon": lambda port, protocol: opened(f"redis://keyless:@127.0.0.1:{port}?protocol={protocol}"),
+    "like": lambda port, _: RedisBackend.like(redis.asyncio.Redis(port=port, username="keyless")),
+}
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+@pytest.mark.parametrize("how", USER_ALONE)
+async def test_a_user_without_a_password_is_that_user(server: Server, how: str, protocol: int):
+    """Not the default one, who may be allowed more; for `client()` too."""
+    server.command("ACL", "SETUSER", "keyless", "reset", "on", "nopass", "~mine:*", "+@all")
+    store = USER_ALONE[how](server.port, protocol)
+    assert await store.raw.command("ACL", "WHOAMI") == b"keyless"
+    with pytest.raises(BackendError, match="NOPERM"):
+        await store.raw.command("GET", "theirs")
+    async with store.raw.client() as client:
+        assert await client.acl_whoami() in ("keyless", b"keyless")
+    await store.aclose()
+
+
+@pytest.mark.parametrize("protocol", ["2", "3"])
+async def test_a_password_that_is_missing_is_a_miss(server: Server, protocol: str):
+    """A user who needs one is refused without it, though the default user would be let in."""
+    url = f"redis://alice@127.0.0.1:{server.port}?protocol={protocol}"
+    async with Cache(url) as cache:
+        assert await cache.set("key", 1) is False
+        assert await cache.get("key") is None
+    async with Cache(url, on_error="raise") as cache:
+        with pytest.raises(BackendError, match="WRONGPASS"):
+            await cache.get("key")
+
+
+def test_an_empty_user_and_password_are_none():
+    """A variable that is empty says nothing of who we are."""
+    for told in (
+        said("redis://:@host"),
+        said("redis+sentinel://:@host/main?sentinel_username=&sentinel_password="),
+        RedisBackend.like(redis.asyncio.Redis(username="", password="")).settings,
+    ):
+        assert (told.username, told.password) == (None, None)
+        assert (told.sentinel_username, told.sentinel_password) == (None, None)
+
+
 @pytest.mark.parametrize("protocol", ["2", "3"])
 @pytest.mark.parametrize("who", ["", f":{QUOTED}@", f"default:{QUOTED}@", f"nobody:{QUOTED}@"])
 async def test_a_wrong_password_is_a_miss(locked: Server, who: str, protocol: str, caplog: pytest.LogCaptureFixture):

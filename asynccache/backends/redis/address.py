@@ -36,7 +36,7 @@ class Settings:
         service: The name that sentinels know the master by.
         db: The database's number.
         username: Of the ACL user; ``None`` for the default one.
-        password: Its password, if any.
+        password: Its password, if any: a user without one is named all the same.
         sentinel_username: The same for the sentinels.
         sentinel_password: The same for the sentinels.
         credentials: redis-py's ``CredentialProvider``: asked at each connection, instead of a name and password.
@@ -135,8 +135,8 @@ def settings_of(url: SplitResult, query: Mapping[str, str]) -> Settings:
         db=db,
         username=who.get("username"),
         password=who.get("password"),
-        sentinel_username=sentinel_username,
-        sentinel_password=sentinel_password,
+        sentinel_username=sentinel_username or None,
+        sentinel_password=sentinel_password or None,
         context=_context(tls, shown) if tls else None,
         tls=tls,
         timeout=_given(options.duration("timeout", default=_DEFAULT_TIMEOUT), shown, "timeout"),
@@ -171,8 +171,8 @@ def settings_like(client: Any) -> Settings:
     return Settings(
         addresses=(path or (host, int(given.get("port", _DEFAULT_PORTS["single"]))),),
         db=int(given.get("db") or 0),
-        username=given.get("username"),
-        password=given.get("password"),
+        username=given.get("username") or None,
+        password=given.get("password") or None,
         credentials=given.get("credential_provider"),
         context=_context(tls, "redis") if encrypted else None,
         tls=tls if encrypted else {},

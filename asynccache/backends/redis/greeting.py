@@ -88,12 +88,17 @@ async def greet(wire: Wire, settings: Settings, clock: Clock, *, track_all: bool
 
 
 def _first(protocol: int, username: str | None, password: str | None) -> tuple[str, ...]:
-    """Which protocol it is, and who we are."""
+    """Which protocol it is, and who we are.
+
+    A user without a password says so, by an empty one: it may need none, and if it needs one the server refuses. Not a
+    word would make us the default user, who may be allowed more.
+    """
+    nobody = username is None and password is None
     if protocol == 3:
-        return ("HELLO", "3") if password is None else ("HELLO", "3", "AUTH", username or "default", password)
-    if password is None:
+        return ("HELLO", "3") if nobody else ("HELLO", "3", "AUTH", username or "default", password or "")
+    if nobody:
         return ("PING",)
-    return ("AUTH", password) if username is None else ("AUTH", username, password)
+    return ("AUTH", password or "") if username is None else ("AUTH", username, password or "")
 
 
 def _compared(clock: Clock, began: float, time: Any) -> tuple[float, float]:
