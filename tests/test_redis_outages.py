@@ -1208,6 +1208,53 @@ async def test_password_is_nowhere_to_be_seen(where: str, caplog: pytest.LogCapt
         assert not [text for text in seen if SECRET in text]
 
 
+FRAMES: dict[str, tuple[str, Callable[[FaultProxy], object]]] = {
+    "RESP3": ("redis://{who}@{place}", FaultProxy.healthy),
+    "RESP2": ("redis://{who}@{place}?protocol=2", FaultProxy.healthy),
+    "cluster": ("redis+cluster://{who}@{place}", FaultProxy.healthy),
+    "sentinel": ("redis+sentinel://{who}@{watcher}/main", FaultProxy.healthy),
+    "a sentinel's own": ("redis+sentinel://{watcher}/main?sentinel_password={word}", FaultProxy.healthy),
+    "TLS": ("rediss://{who}@{place}", FaultProxy.healthy),
+    "silence": ("redis://{who}@{place}?timeout=100ms&connect_timeout=200ms", FaultProxy.black_hole),
+    "too slow": ("redis://{who}@{place}?connect_timeout=200ms", FaultProxy.black_hole),
+    "an echo": (
+        "redis://{who}@{place}",
+        lambda proxy: proxy.error_replies(f"-ERR unknown command, beginning with: '{SECRET}'\r\n".encode()),
+    ),
+    "nonsense": ("redis://{who}@{place}", lambda proxy: proxy.error_replies(b"*1\r\n+what\r\n")),
+    "the end": ("redis://{who}@{place}", lambda proxy: proxy.truncate(0)),
+}
+"""Ways in which a greeting fails: by which URL, and what the way to the server does."""
+
+
+def refused(how: str, server: Server, watcher: Server, proxy: FaultProxy) -> Cache:
+    """A cache that is let in nowhere; this frame, with the password in the URL, is over when it is used."""
+    url, begin = FRAMES[how]
+    begin(proxy)
+    places = {"place": f"{proxy.host}:{proxy.port}", "watcher": f"{watcher.host}:{watcher.port}"}
+    return Cache(url.format(who=f"me:{SECRET}", word=SECRET, **places), on_error="raise")
+
+
+@pytest.mark.parametrize("how", FRAMES)
+async def test_password_is_in_no_frame(how: str, server: Server, proxy: FaultProxy) -> None:
+    """Of an exception that callers get, neither the frames nor what is in them, which some loggers show, has a
+    password: not at the first call, and not later, when an earlier failure is told as the reason."""
+    watched = f"sentinel monitor main {server.host} {server.port} 1"
+    options = {"requirepass": "another"} if how == "a sentinel's own" else {}
+    with Server(sentinel=watched, options=options) as watcher:
+        async with refused(how, server, watcher, proxy) as cache:
+            told = []
+            for _ in range(3):
+                with pytest.raises(CacheError) as caught:
+                    await cache.get("key")
+                told.append(caught.value)
+                await asyncio.sleep(0.1)  # another attempt is made
+        for error in told:
+            shown = "".join(traceback.TracebackException.from_exception(error, capture_locals=True).format())
+            assert len(shown) > 1_000
+            assert SECRET not in shown
+
+
 # The edges of loading: 50, 51, 52
 
 

@@ -1,12 +1,13 @@
 """The first words on a connection: which protocol, who we are, which database, and what time it is there."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any, Final
 
 from asynccache.backends.redis.address import Settings
 from asynccache.backends.redis.replies import ErrorReply, code_of, told
-from asynccache.backends.redis.wire import Wire, pack
+from asynccache.backends.redis.wire import Asked, Wire, pack
 from asynccache.clock import Clock
 from asynccache.errors import BackendError, BackendUnavailable
 
@@ -33,6 +34,14 @@ class Greeting:
     offset: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Who:
+    """Who we are: words that are in no frame by themselves, as there are loggers that show what is in frames."""
+
+    username: str | None = field(repr=False)
+    password: str | None = field(repr=False)
+
+
 async def greet(wire: Wire, settings: Settings, clock: Clock, *, track_all: bool, master: bool) -> Greeting:
     """Introduce ourselves.
 
@@ -46,27 +55,18 @@ async def greet(wire: Wire, settings: Settings, clock: Clock, *, track_all: bool
     Raises:
         BackendUnavailable: The server will not have us, or is not what it must be.
     """
-    credentials = await _credentials(settings)
-    tracking_on = ("ON",) if track_all else ("ON", "OPTIN")
+    who = await _who(settings)
     protocol = settings.protocol
     while True:
-        commands: tuple[tuple[str, ...], ...] = (
-            _first(protocol, *credentials),
-            ("CLIENT", "SETNAME", settings.client_name or "asynccache"),
-            ("CLIENT", "SETINFO", "LIB-NAME", "asynccache"),
-            ("CLIENT", "SETINFO", "LIB-VER", version("asynccache")),
-            ("SELECT", str(settings.db)) if settings.db else ("PING",),
-            ("ROLE",) if master else ("PING",),
-            ("CLIENT", "TRACKING", *(tracking_on if protocol == 3 else ("OFF",))),
-            ("TIME",),
-        )
         began = clock.monotonic()
-        # All in one round trip; a server that does not want to hear our name does no harm.
-        replies = [await each for each in wire.urgent(*map(pack, commands))]
+        # A server that does not want to hear our name does no harm.
+        replies = [await each for each in _say(wire, settings, who, protocol, track_all=track_all, master=master)]
         hello, _, _, _, database, role, tracking, time = replies
         if protocol == 2 or not isinstance(hello, ErrorReply) or code_of(hello) in _REFUSED:
             break
         protocol = 2  # it is older than 6, or there is something between us that speaks RESP2 only
+    if isinstance(hello, ErrorReply) and code_of(hello) == "ERR":
+        hello = ErrorReply("ERR")  # who knows no such command says it again, with the password
     told(hello)
     if isinstance(database, ErrorReply) and settings.db and code_of(database) == "ERR":
         raise BackendError(f"redis: there is no database {settings.db}")
@@ -85,6 +85,22 @@ async def greet(wire: Wire, settings: Settings, clock: Clock, *, track_all: bool
     if abs(offset) <= error + _CLOCK_SECONDS:
         offset = 0.0
     return Greeting(protocol, protocol == 3 and not isinstance(tracking, Exception), offset)
+
+
+def _say(wire: Wire, settings: Settings, who: _Who, protocol: int, *, track_all: bool, master: bool) -> Sequence[Asked]:
+    """The replies to come to all in one round trip; this frame, which has the words, is over before anything fails."""
+    tracking_on = ("ON",) if track_all else ("ON", "OPTIN")
+    commands: tuple[tuple[str, ...], ...] = (
+        _first(protocol, who.username, who.password),
+        ("CLIENT", "SETNAME", settings.client_name or "asynccache"),
+        ("CLIENT", "SETINFO", "LIB-NAME", "asynccache"),
+        ("CLIENT", "SETINFO", "LIB-VER", version("asynccache")),
+        ("SELECT", str(settings.db)) if settings.db else ("PING",),
+        ("ROLE",) if master else ("PING",),
+        ("CLIENT", "TRACKING", *(tracking_on if protocol == 3 else ("OFF",))),
+        ("TIME",),
+    )
+    return wire.urgent(*map(pack, commands))
 
 
 def _first(protocol: int, username: str | None, password: str | None) -> tuple[str, ...]:
@@ -110,9 +126,9 @@ def _compared(clock: Clock, began: float, time: Any) -> tuple[float, float]:
     return took / 2, int(seconds) + int(micros) / 1e6 - (began + took / 2 + clock.epoch)
 
 
-async def _credentials(settings: Settings) -> tuple[str | None, str | None]:
+async def _who(settings: Settings) -> _Who:
     """The user's name, if any, and the password."""
     if settings.credentials is None:
-        return settings.username, settings.password
+        return _Who(settings.username, settings.password)
     given: Any = await settings.credentials.get_credentials_async()
-    return (None, given[0]) if len(given) == 1 else (given[0], given[1])
+    return _Who(None, given[0]) if len(given) == 1 else _Who(given[0], given[1])

@@ -14,7 +14,7 @@ from asynccache.backends.redis.address import Address, Settings
 from asynccache.backends.redis.greeting import greet
 from asynccache.backends.redis.patience import patience
 from asynccache.backends.redis.pieces import Command, Pieces
-from asynccache.backends.redis.replies import ErrorReply, away, code_of, translated
+from asynccache.backends.redis.replies import ErrorReply, away, code_of, frameless, translated
 from asynccache.backends.redis.scripts import LESSONS
 from asynccache.backends.redis.wire import Asked, Wire, pack, unsent
 from asynccache.clock import Clock, stopwatch
@@ -269,7 +269,7 @@ class Link:
         except (OSError, BackendError) as error:  # TimeoutError is one too
             failure = self._last = self._failure(error)
         except (ValueError, TypeError, LookupError) as error:
-            failure = self._last = away(self._place(), "what answers there is no Redis", error)
+            failure = self._last = frameless(away(self._place(), "what answers there is no Redis", error))
         except asyncio.CancelledError:
             if opened and not wire.lost:
                 await self._go_last(wire)
@@ -346,7 +346,7 @@ class Link:
         if failure is not error:
             failure.__cause__ = error
         failure.reason = f"redis at {self._place()}: {str(failure).removeprefix('redis: ')}"
-        return failure
+        return frameless(failure)
 
     def _away(self) -> BackendUnavailable:
         """That nobody asks it just now, and why."""

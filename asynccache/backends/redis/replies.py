@@ -1,13 +1,15 @@
 """What a server answered, or this package's exception for it."""
 
 import re
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import hiredis
 
 from asynccache.errors import BackendError, BackendUnavailable
 
-__all__ = ["ErrorReply", "all_told", "away", "code_of", "foreign", "told", "translated"]
+__all__ = ["ErrorReply", "all_told", "away", "code_of", "foreign", "frameless", "told", "translated"]
+
+E = TypeVar("E", bound=BaseException)
 
 ErrorReply = hiredis.ReplyError
 """The server said no; it comes as a value, also inside of other replies."""
@@ -53,6 +55,20 @@ def away(where: str, reason: str, cause: BaseException | None = None) -> Backend
     failure.sent = False
     failure.__cause__ = cause
     return failure
+
+
+def frameless(error: E) -> E:
+    """The failure to keep, and to show as the cause of others: without the frames that it and what led to it have
+    passed, as there are loggers that show what is in frames, and a password may be."""
+    rest: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while rest:
+        each = rest.pop()
+        if each is not None and id(each) not in seen:
+            seen.add(id(each))
+            each.__traceback__ = None
+            rest += [each.__cause__, each.__context__]
+    return error
 
 
 def told(reply: Any) -> Any:
