@@ -282,6 +282,44 @@ async def test_a_client_of_redis_py(store, url):
             assert await pipe.execute() == [True]
 
 
+async def test_a_client_waits_as_long_as_it_is_told(proxy: FaultProxy):
+    """A blocking command is sent once and has its whole time, longer than the 5 s after which redis-py would send it
+    again by default."""
+    backend = on_redis(proxy.url)
+    async with backend.raw.client() as client:
+        began = time.monotonic()
+        assert await client.blpop(["nothing"], timeout=6) is None
+        assert time.monotonic() - began >= 6.0
+    assert proxy.commands["BLPOP"] == 1
+
+
+async def test_a_client_sends_nothing_twice(server: Server, proxy: FaultProxy):
+    """Where the connection is lost, whoever waits is told at once, and decides: perhaps the server has done it."""
+    backend = on_redis(f"{proxy.url}/9")
+    server.command("EVAL", "redis.call('SELECT', 9) redis.call('DEL', 'n')", 0)
+    async with backend.raw.client() as client:
+        proxy.reset_at("INCR", answered=True)
+        with pytest.raises(redis.ConnectionError):
+            await client.execute_command("INCR", "n")
+        assert await client.get("n") == b"1"
+        proxy.reset_at("BLPOP")
+        began = time.monotonic()
+        with pytest.raises(redis.ConnectionError):
+            await client.blpop(["nothing"], timeout=2)
+        assert time.monotonic() - began < 1.0
+
+
+@pytest.mark.parametrize("protocol", ["2", "3"])
+@pytest.mark.parametrize("name", ["billing", ""])
+async def test_a_client_speaks_and_is_called_as_the_cache_is(url: str, protocol: str, name: str):
+    """``protocol`` and ``client_name`` of the URL are the client's as well."""
+    backend = on_redis(f"{url}?protocol={protocol}" + (f"&client_name={name}" if name else ""))
+    async with backend.raw.client() as client:
+        told = await client.client_info()
+        assert told["name"] == (name or "asynccache")
+        assert str(told.get("resp", protocol)) == protocol  # before 7.0 it is not told
+
+
 async def test_what_is_written_raw_is_told_to_local_copies(url):
     """A local copy does not outlive a raw write to its key."""
     async with cached(url, local="memory://") as cache:

@@ -116,6 +116,8 @@ class RawRedis:
         """A client of redis-py with the same address and credentials and connections of its own, for subscriptions,
         blocking commands and ``WATCH``; to be closed by who asked for it.
 
+        It waits for an answer as long as it takes, and sends no command twice.
+
         Raises:
             NotSupported: The servers are a cluster, or behind sentinels.
         """
@@ -123,6 +125,8 @@ class RawRedis:
         if settings.topology != "single":
             raise NotSupported("redis: make a client of redis-py by hand for a cluster or for sentinels")
         from redis.asyncio import Redis  # slow to import, and seldom needed
+        from redis.asyncio.retry import Retry
+        from redis.backoff import NoBackoff
 
         address = settings.addresses[0]
         place: dict[str, Any] = (
@@ -135,7 +139,13 @@ class RawRedis:
             username=settings.username,
             password=settings.password,
             credential_provider=settings.credentials,
+            protocol=settings.protocol,
+            client_name=settings.client_name or "asynccache",
             socket_connect_timeout=settings.connect_timeout,
+            # Its own defaults (of redis-py 8) would cut a blocking command after 5 s, and send it ten times more.
+            socket_timeout=None,
+            socket_keepalive=True,  # who waits without end would never hear of a server that is gone
+            retry=Retry(NoBackoff(), 0),
         )
 
 
