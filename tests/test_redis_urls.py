@@ -598,6 +598,52 @@ async def test_a_store_like_a_client_that_checks_nothing(secure: Server):
             await backend.aclose()
 
 
+async def test_a_store_like_a_client_has_timeouts_of_its_own(server: Server):
+    """Not the 5 s that redis-py 8 has by default, nor what a client was given for other work."""
+    for client in (redis.asyncio.Redis(), redis.asyncio.Redis(socket_timeout=9, socket_connect_timeout=9)):
+        told = RedisBackend.like(client).settings
+        assert (told.timeout, told.connect_timeout) == (0.5, 1.0)
+        told = RedisBackend.like(client, timeout="2s", connect_timeout=3).settings
+        assert (told.timeout, told.connect_timeout) == (2.0, 3.0)
+    for wrong in ({"timeout": 0}, {"connect_timeout": "soon"}, {"timeout": None}):
+        with pytest.raises(ConfigError, match=next(iter(wrong))):
+            RedisBackend.like(redis.asyncio.Redis(), **wrong)
+    with FaultProxy(server.host, server.port) as proxy:
+        backend = RedisBackend.like(redis.asyncio.Redis(port=proxy.port), timeout="150ms")
+        cache = Cache(backend)
+        assert await cache.set("key", 1)
+        proxy.stall()
+        began = time.perf_counter()
+        assert await cache.get("key") is None
+        assert 0.1 < time.perf_counter() - began < 0.4
+        await backend.aclose()
+
+
+@pytest.mark.parametrize("how", ["argument", "url"])
+@pytest.mark.parametrize("protocol", [2, 3, None])
+async def test_a_store_like_a_client_speaks_its_protocol(server: Server, protocol: int | None, how: str):
+    """The older one where it was chosen."""
+    if how == "argument":
+        client = redis.asyncio.Redis(port=server.port, protocol=protocol)
+    else:
+        client = redis.asyncio.Redis.from_url(server.url + (f"?protocol={protocol}" if protocol else ""))
+    backend = RedisBackend.like(client)
+    assert backend.settings.protocol == (protocol or 3)
+    hello = await backend.raw.command("HGETALL", "nothing")
+    assert hello == ([] if protocol == 2 else {})
+    await backend.aclose()
+
+
+def test_a_protocol_that_nobody_chose():
+    """The default of older releases of redis-py is no choice."""
+
+    class Redis:
+        def __init__(self, protocol: int = 2) -> None:
+            self.connection_pool = redis.asyncio.ConnectionPool(protocol=protocol, host="host")
+
+    assert RedisBackend.like(Redis()).settings.protocol == 3
+
+
 def test_a_store_like_a_client_of_a_cluster():
     """It cannot be made."""
     with pytest.raises(ConfigError):

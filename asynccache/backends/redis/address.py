@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from inspect import signature
 from ssl import SSLContext
 from typing import Any, Final, Literal, TypeAlias, TypeVar, cast
 from urllib.parse import SplitResult, unquote
@@ -10,6 +11,7 @@ from urllib.parse import SplitResult, unquote
 from redis.asyncio.connection import RedisSSLContext, parse_url
 
 from asynccache._options import Options
+from asynccache.duration import Duration, seconds
 from asynccache.errors import ConfigError
 
 __all__ = ["Address", "Settings", "Topology", "settings_like", "settings_of"]
@@ -152,11 +154,11 @@ def settings_of(url: SplitResult, query: Mapping[str, str]) -> Settings:
     return settings
 
 
-def settings_like(client: Any) -> Settings:
-    """The settings of a client of redis-py for one server.
+def settings_like(client: Any, timeout: Duration, connect_timeout: Duration) -> Settings:
+    """The settings of a client of redis-py for one server, but its timeouts: those of redis-py 8 are 5 s by default.
 
     Raises:
-        ConfigError: It has other things than a host or a socket to connect to.
+        ConfigError: It has other things than a host or a socket to connect to, or a timeout is none.
     """
     pool = getattr(client, "connection_pool", None)  # a client of a cluster has none
     given: Mapping[str, Any] = {} if pool is None else pool.connection_kwargs
@@ -176,10 +178,18 @@ def settings_like(client: Any) -> Settings:
         credentials=given.get("credential_provider"),
         context=_context(tls, "redis") if encrypted else None,
         tls=tls if encrypted else {},
-        timeout=given.get("socket_timeout") or _DEFAULT_TIMEOUT,
-        connect_timeout=given.get("socket_connect_timeout") or _DEFAULT_CONNECT_TIMEOUT,
+        timeout=seconds(timeout, name="timeout"),
+        connect_timeout=seconds(connect_timeout, name="connect_timeout"),
         client_name=given.get("client_name"),
+        protocol=_protocol_of(client, given),
     )
+
+
+def _protocol_of(client: Any, given: Mapping[str, Any]) -> int:
+    """The version that a client was told to speak. Older redis-py has 2 as a default: nobody chose that."""
+    usual = signature(type(client)).parameters.get("protocol")
+    chosen = given.get("protocol")
+    return 2 if str(chosen) == "2" and (usual is None or usual.default != chosen) else 3
 
 
 def _parsed(url: str, shown: str) -> Mapping[str, Any]:

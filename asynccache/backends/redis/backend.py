@@ -30,6 +30,7 @@ from asynccache.backends.redis.wire import Wire, pack
 from asynccache.backends.redis.writing import change, storing
 from asynccache.clock import Clock, SystemClock
 from asynccache.codec import Codec, codec_of
+from asynccache.duration import Duration
 from asynccache.entry import Entry
 from asynccache.errors import BackendError, BackendUnavailable, DecodeError
 
@@ -70,13 +71,22 @@ class RedisBackend:
         _all.add(self)
 
     @classmethod
-    def like(cls, client: Any, *, codec: Codec | None = None, clock: Clock | None = None) -> Self:
-        """A store with the address, credentials and TLS options of a ``redis.asyncio.Redis``, and its own connections.
+    def like(
+        cls,
+        client: Any,
+        *,
+        codec: Codec | None = None,
+        clock: Clock | None = None,
+        timeout: Duration = "500ms",
+        connect_timeout: Duration = "1s",
+    ) -> Self:
+        """A store with the address, credentials, TLS options and protocol of a ``redis.asyncio.Redis``, and with its
+        own connections and timeouts, which mean what they mean in a URL.
 
         Raises:
-            ConfigError: It is a client for several servers.
+            ConfigError: It is a client for several servers, or a timeout is none.
         """
-        return cls(settings_like(client), codec=codec, clock=clock)
+        return cls(settings_like(client, timeout, connect_timeout), codec=codec, clock=clock)
 
     # What caches ask
 
