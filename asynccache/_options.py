@@ -2,15 +2,18 @@
 
 import difflib
 from collections.abc import Mapping
-from typing import final
+from typing import Final, Literal, TypeVar, final, overload
 
 from asynccache.duration import seconds
 from asynccache.errors import ConfigError
 
 __all__ = ["Options"]
 
+D = TypeVar("D")
+
 _TRUE = ("true", "1", "yes", "on")
 _FALSE = ("false", "0", "no", "off")
+_NOTHING: Final[Mapping[str, str]] = {}
 
 
 @final
@@ -32,19 +35,30 @@ class Options:
         self._known.append(name)
         return self._given.get(name, default)
 
-    def integer(self, name: str, *, minimum: int, default: int | None) -> int | None:
-        """A whole number; ``none`` stands for ``None``."""
+    @overload
+    def integer(self, name: str, *, minimum: int, default: int | None) -> int | None: ...
+
+    @overload
+    def integer(
+        self, name: str, *, minimum: int, default: D, maximum: int | None = None, none: Literal[False]
+    ) -> int | D: ...
+
+    def integer(
+        self, name: str, *, minimum: int, default: D, maximum: int | None = None, none: bool = True
+    ) -> int | D | None:
+        """A whole number; ``none`` stands for ``None`` where it may be left open."""
         given = self.text(name, default=None)
         if given is None:
             return default
-        if given.lower() == "none":
+        if none and given.lower() == "none":
             return None
         try:
             value = int(given)
         except ValueError:
             value = minimum - 1
-        if value < minimum:
-            raise self._wrong(name, given, f"a whole number of at least {minimum}, or none")
+        if value < minimum or (maximum is not None and value > maximum):
+            bounds = f"of at least {minimum}" if maximum is None else f"from {minimum} to {maximum}"
+            raise self._wrong(name, given, f"a whole number {bounds}{_or_none(none)}")
         return value
 
     def choice(self, name: str, choices: tuple[str, ...], *, default: str) -> str:
@@ -75,20 +89,34 @@ class Options:
         except ValueError:
             raise self._wrong(name, given, "a number") from None
 
-    def duration(self, name: str, *, default: float | None) -> float | None:
-        """A duration in seconds; ``none`` stands for ``None``."""
+    @overload
+    def duration(self, name: str, *, default: float | None) -> float | None: ...
+
+    @overload
+    def duration(self, name: str, *, default: float, none: Literal[False]) -> float: ...
+
+    def duration(self, name: str, *, default: float | None, none: bool = True) -> float | None:
+        """A duration in seconds; ``none`` stands for ``None`` where it may be left open."""
         given = self.text(name, default=None)
         if given is None:
             return default
-        if given.strip().lower() == "none":
+        if none and given.strip().lower() == "none":
             return None
         try:
-            return seconds(float(given) if given.replace(".", "", 1).isdigit() else given, name=name)
-        except ValueError as error:
-            raise ConfigError(f"{self._what}: {error}") from error
+            number: float | str = float(given)
+        except ValueError:
+            number = given
+        try:
+            return seconds(number, name=name)
+        except ConfigError:
+            pass  # it is said below in a URL's words
+        raise self._wrong(name, given, f"a duration such as 250ms, 90s or 1h30m, longer than 0{_or_none(none)}")
 
-    def done(self) -> None:
+    def done(self, elsewhere: Mapping[str, str] = _NOTHING) -> None:
         """Refuse what nobody asked for.
+
+        Args:
+            elsewhere: What to say of options that people look for here, and that are none here.
 
         Raises:
             ConfigError: There is such an option.
@@ -99,7 +127,11 @@ class Options:
                     name = "..."  # no option looks like that, but a password may
                 near = difflib.get_close_matches(name, self._known, n=1)
                 hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(self._known))}"
-                raise ConfigError(f"{self._what} has no option {name!r}; {hint}")
+                raise ConfigError(f"{self._what} has no option {name!r}; {elsewhere.get(name, hint)}")
 
     def _wrong(self, name: str, given: str, wanted: str) -> ConfigError:
         return ConfigError(f"{self._what}: {name} is {wanted}, not {given!r}")
+
+
+def _or_none(none: bool) -> str:
+    return ", or none" if none else ""

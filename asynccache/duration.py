@@ -47,5 +47,6 @@ def seconds(duration: Duration, *, name: str = "duration") -> float:
             'write seconds, a timedelta, or text such as "250ms", "90s", "1h30m", "2d"'
         )
     if not 0 < value < math.inf:
-        raise ConfigError(f"{name}: {duration!r} is not a positive, finite duration (None means no expiry)")
+        hint = " (None means no expiry)" if name == "ttl" else ""
+        raise ConfigError(f"{name}: {duration!r} is not a positive, finite duration{hint}")
     return value

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from inspect import signature
 from ssl import SSLContext
-from typing import Any, Final, Literal, TypeAlias, TypeVar, cast
+from typing import Any, Final, Literal, TypeAlias, cast
 from urllib.parse import SplitResult, unquote
 
 from redis.asyncio.connection import RedisSSLContext, parse_url
@@ -21,11 +21,10 @@ Address: TypeAlias = tuple[str, int] | str
 
 Topology: TypeAlias = Literal["single", "sentinel", "cluster"]
 
-N = TypeVar("N", int, float)
-
 _DEFAULT_PORTS: Final[Mapping[str, int]] = {"single": 6379, "sentinel": 26379, "cluster": 6379}
 _DEFAULT_TIMEOUT: Final = 0.5
 _DEFAULT_CONNECT_TIMEOUT: Final = 1.0
+_MOST_CONNECTIONS: Final = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,10 +86,9 @@ def settings_of(url: SplitResult, query: Mapping[str, str]) -> Settings:
         raise ConfigError(f"{shown} a / in a user name or a password is written as %2F, a ? as %3F")
     user, _, netloc = url.netloc.rpartition("@")
     path = unquote(url.path)
-    service, db = "", 0
+    service, number = "", path.strip("/")
     if topology == "sentinel":
-        service, _, number = path.strip("/").partition("/")
-        db = _number_of(number, shown)
+        service, _, number = number.partition("/")
         if not service or not netloc:
             raise ConfigError(f"{shown} names sentinels and the service, as in {shown}host1,host2,host3/service/0")
     addresses: list[Address] = []
@@ -98,14 +96,8 @@ def settings_of(url: SplitResult, query: Mapping[str, str]) -> Settings:
         if not path or netloc:
             raise ConfigError("unix:// has three slashes and a socket, as in unix:///run/redis.sock?db=0")
         addresses.append(path)
-        db = options.integer("db", minimum=0, default=0) or 0
+        number = ""
     else:
-        if topology != "sentinel":
-            db = _number_of(path, shown)
-        db_given = options.integer("db", minimum=0, default=None)
-        if db_given is not None and path.strip("/") and topology != "sentinel":
-            raise ConfigError(f"{shown} the database is said twice: by the path and by db")
-        db = db if db_given is None else db_given
         hosts = (netloc or "localhost").split(",")
         if not all(hosts) or any(" " in host for host in hosts):
             raise ConfigError(f"{shown} a host is missing, or is none")
@@ -114,7 +106,8 @@ def settings_of(url: SplitResult, query: Mapping[str, str]) -> Settings:
         for host in hosts:
             parsed = _parsed(f"redis://{host}", shown)
             addresses.append((parsed.get("host", "localhost"), parsed.get("port", _DEFAULT_PORTS[topology])))
-    connections = _given(options.integer("connections", minimum=1, default=1), shown, "connections")
+    db = _database(options, number, shown)
+    connections = options.integer("connections", minimum=1, maximum=_MOST_CONNECTIONS, default=1, none=False)
     if connections > 1 and topology == "cluster":
         raise ConfigError(f"{shown} connections is for one server: a cluster has a connection to each of its nodes")
     merge_reads = options.boolean("merge_reads", default=False)
@@ -128,8 +121,10 @@ def settings_of(url: SplitResult, query: Mapping[str, str]) -> Settings:
         raise ConfigError(f"{shown} client_name is a word")
     tls = _tls(options, shown) if scheme in ("rediss", "valkeys") else {}
     protocol = int(options.choice("protocol", ("2", "3"), default="3"))
-    sentinel_username = options.text("sentinel_username", default=None)
-    sentinel_password = options.text("sentinel_password", default=None)
+    sentinel_username = sentinel_password = None
+    if topology == "sentinel":
+        sentinel_username = options.text("sentinel_username", default=None)
+        sentinel_password = options.text("sentinel_password", default=None)
     settings = Settings(
         addresses=tuple(addresses),
         topology=topology,
@@ -141,16 +136,14 @@ def settings_of(url: SplitResult, query: Mapping[str, str]) -> Settings:
         sentinel_password=sentinel_password or None,
         context=_context(tls, shown) if tls else None,
         tls=tls,
-        timeout=_given(options.duration("timeout", default=_DEFAULT_TIMEOUT), shown, "timeout"),
-        connect_timeout=_given(
-            options.duration("connect_timeout", default=_DEFAULT_CONNECT_TIMEOUT), shown, "connect_timeout"
-        ),
+        timeout=options.duration("timeout", default=_DEFAULT_TIMEOUT, none=False),
+        connect_timeout=options.duration("connect_timeout", default=_DEFAULT_CONNECT_TIMEOUT, none=False),
         connections=connections,
         merge_reads=merge_reads,
         client_name=client_name,
         protocol=protocol,
     )
-    options.done()
+    options.done(_elsewhere(scheme, kind))
     return settings
 
 
@@ -202,24 +195,36 @@ def _parsed(url: str, shown: str) -> Mapping[str, Any]:
     return {}
 
 
-def _given(value: N | None, shown: str, name: str) -> N:
-    if value is None:
-        raise ConfigError(f"{shown} {name} cannot be none")
-    return value
-
-
-def _number_of(text: str, shown: str) -> int:
-    number = text.strip("/")
+def _database(options: Options, number: str, shown: str) -> int:
+    """The database's number: by the path, or by ``db``."""
+    said = options.integer("db", minimum=0, default=None, none=False)
+    if said is not None and number:
+        raise ConfigError(f"{shown} the database is said twice: by the path and by db")
     if number and not (number.isascii() and number.isdigit()):
         raise ConfigError(f"{shown} the path is the number of a database")
-    return int(number or 0)
+    return int(number or 0) if said is None else said
+
+
+def _elsewhere(scheme: str, kind: str) -> Mapping[str, str]:
+    """What to say of options that people know from redis-py, or from other URLs."""
+    who = "name and password stand in front of the host: user:password@host"
+    kin = "redis" if scheme == "unix" else scheme
+    encrypted = ("valkeys" if kin.startswith("valkey") else "rediss") + (f"+{kind}" if kind else "")
+    return {
+        **dict.fromkeys(("user", "username", "password"), who),
+        "socket_timeout": "did you mean 'timeout'?",
+        "socket_connect_timeout": "did you mean 'connect_timeout'?",
+        "max_connections": "did you mean 'connections'?",
+        **dict.fromkeys(("sentinel_username", "sentinel_password"), f"it goes with {kin}+sentinel://"),
+        **dict.fromkeys(("insecure", "ssl", *_CHECKS, *_FILES), f"TLS goes with {encrypted}://"),
+    }
 
 
 def _tls(options: Options, shown: str) -> Mapping[str, Any]:
     """What TLS checks, as redis-py's options: the certificate and the name, unless the URL says ``insecure``."""
     insecure = options.boolean("insecure", default=False)
     files = {name: options.text(name, default=None) for name in _FILES}
-    for name in ("ssl_cert_reqs", "ssl_check_hostname"):
+    for name in _CHECKS:
         if options.text(name, default=None) is not None:
             raise ConfigError(f"{shown} certificates and names are checked; insecure=true switches that off")
     return {
@@ -229,6 +234,7 @@ def _tls(options: Options, shown: str) -> Mapping[str, Any]:
     } | {name: os.path.expanduser(path) for name, path in files.items() if path is not None}
 
 
+_CHECKS: Final = ("ssl_cert_reqs", "ssl_check_hostname")
 _FILES: Final = ("ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile")
 
 
