@@ -1,8 +1,6 @@
 """The Redis store as caches see it: each call one round trip on a connection that all callers share."""
 
 import math
-import os
-import weakref
 from asyncio import AbstractEventLoop, get_running_loop, sleep
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any, Final, Self, final
@@ -12,6 +10,7 @@ from asynccache.backend import OnlyIf, Reports
 from asynccache.backends.redis.address import Settings, settings_like
 from asynccache.backends.redis.condition import Condition
 from asynccache.backends.redis.counters import added
+from asynccache.backends.redis.forks import leave, remember
 from asynccache.backends.redis.intents import Intents
 from asynccache.backends.redis.large import put, whole
 from asynccache.backends.redis.leases import RedisLeases
@@ -68,7 +67,7 @@ class RedisBackend:
         self.health = Condition(self)
         self.raw = RawRedis(self)
         self._plain = PlainValues(self)
-        _all.add(self)
+        remember(self)
 
     @classmethod
     def like(
@@ -388,7 +387,7 @@ class RedisBackend:
 
     def forget(self) -> None:
         """Start anew in a forked child: the connections are the parent's, and stay untouched."""
-        _inherited.append(self._pools)  # never collected: that would close them
+        leave(self._pools)
         self._pools, self._latest = {}, (None, None)
         if self.leases is not None:
             self.leases.forget()
@@ -423,16 +422,3 @@ class RedisBackend:
             self.reports.tell("an entry could not be read", error)
             return None
         return None if entry.expires_at <= self.now() else entry
-
-
-_all: "weakref.WeakSet[RedisBackend]" = weakref.WeakSet()
-_inherited: list[object] = []
-
-
-def _forget_after_fork() -> None:
-    for store in list(_all):
-        store.forget()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_after_fork)
