@@ -3,11 +3,12 @@
 import difflib
 from collections.abc import Mapping
 from typing import Final, Literal, TypeVar, final, overload
+from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from asynccache.duration import seconds
 from asynccache.errors import ConfigError
 
-__all__ = ["Options"]
+__all__ = ["Options", "split_url"]
 
 D = TypeVar("D")
 
@@ -131,6 +132,27 @@ class Options:
 
     def _wrong(self, name: str, given: str, wanted: str) -> ConfigError:
         return ConfigError(f"{self._what}: {name} is {wanted}, not {given!r}")
+
+
+def split_url(url: str) -> tuple[SplitResult, Mapping[str, str]]:
+    """The parts of a store's URL, and its options.
+
+    Raises:
+        ConfigError: It is none, or has an option twice; the message shows nothing of it, as a password may be in it.
+    """
+    try:
+        split = urlsplit(url) if isinstance(url, str) and "://" in url else None
+    except ValueError:  # its text may hold the password: it must not even be the context of the next
+        split = None
+    if split is None or not split.scheme or split.fragment:
+        raise ConfigError(
+            "a URL has a scheme and no fragment; what is special in its parts is written as %23 and so on"
+        )
+    pairs = parse_qsl(split.query, keep_blank_values=True)
+    query = dict(pairs)
+    if len(query) != len(pairs):
+        raise ConfigError(f"{split.scheme}://: an option is given twice")
+    return split, query
 
 
 def _or_none(none: bool) -> str:

@@ -7,10 +7,12 @@ from typing import Any, Final
 import pytest
 
 import asynccache
+import asynccache.backends.redis
 import asynccache.eviction_policies
 import asynccache.testing
 from asynccache import Cache, Entry, Load, MemoryBackend, NotSupported, Policy, Stats, Telemetry
 from asynccache._memoize import Memoized, MemoizedMany
+from asynccache.backends.redis import RedisBackend
 
 NAMES: Final = {
     asynccache: [
@@ -20,6 +22,7 @@ NAMES: Final = {
         "LoadTimeout", "LockTimeout", "MISSING", "MemoryBackend", "NotSupported", "Policy", "RecursiveLoad",
         "Stats", "Telemetry",
     ],
+    asynccache.backends.redis: ["RedisBackend", "open_redis"],
     asynccache.testing: ["BackendConformance", "FaultyBackend", "Sandbox", "TravellingClock", "sandbox"],
     asynccache.eviction_policies: ["EVICTION_POLICIES", "LRU", "S3FIFO"],
 }  # fmt: skip
@@ -135,6 +138,12 @@ def test_a_call_takes_what_it_took(name: str) -> None:
 def test_a_constructor_takes_what_it_took(kind: type) -> None:
     """The names, order, kinds and defaults of a constructor's parameters stay as they are."""
     assert shape(kind) == CONSTRUCTORS[kind]
+
+
+def test_a_redis_store_is_made_as_it_was() -> None:
+    """By URL, or like a client of redis-py."""
+    assert shape(RedisBackend.from_url) == "(url, *, codec=None, clock=None, credentials=None, ssl_context=None)"
+    assert shape(RedisBackend.like) == "(client, *, codec=None, clock=None, timeout='500ms', connect_timeout='1s')"
 
 
 @pytest.mark.parametrize("kind", ATTRIBUTES, ids=lambda kind: kind.__name__)

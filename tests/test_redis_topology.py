@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import random
+import ssl
 import sys
 import time
 from collections import Counter
@@ -20,10 +21,11 @@ from owing import owed
 from server_groups import Cluster, Sentinels
 from servers import Certificates, Server, certificates, flavours, free_port, has_tls, wait_until
 from stores import on_redis
-from test_redis_urls import ACL
+from test_redis_urls import ACL, Provider
 from waiting import comes, until
 
 from asynccache import Backend, Cache, Clock, Telemetry
+from asynccache.backends.redis import RedisBackend
 from asynccache.backends.redis.slots import SLOTS, slot_of
 from asynccache.codec import Codec
 from asynccache.errors import CacheError
@@ -429,6 +431,18 @@ async def test_a_user_of_the_sentinels_without_a_password(guarded: tuple[Server,
         assert await cache.set("key", 1)
 
 
+async def test_a_provider_of_credentials_behind_sentinels(guarded: tuple[Server, Server]) -> None:
+    """It is asked for the master's; the sentinels have their own."""
+    master, sentinel = guarded
+    url = f"redis+sentinel://{sentinel.host}:{sentinel.port}/main?sentinel_password=hush"
+    provider = Provider("app", "word")
+    store = RedisBackend.from_url(url, credentials=provider)
+    assert await Cache(store, namespace="shop", on_error="raise").set("key", 1)
+    assert provider.asked == 1
+    assert "user=app" in master.command("CLIENT", "LIST").decode()
+    await store.aclose()
+
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     return certificates(tmp_path_factory.mktemp("tls"))
@@ -451,6 +465,9 @@ async def test_sentinels_over_tls(files: Certificates) -> None:
                 began = time.perf_counter()
                 assert await cache.set("key", 1) is False
                 assert time.perf_counter() - began < 1.0
+            store = RedisBackend.from_url(url, ssl_context=ssl.create_default_context(cafile=files.authority))
+            assert await Cache(store, on_error="raise").get("key") == 1
+            await store.aclose()
 
 
 class OnSeveral(BackendConformance):
@@ -1133,6 +1150,22 @@ async def test_a_cluster_over_tls(files: Certificates) -> None:
             assert await cache.get_many(KEYS) == {key: key for key in KEYS}
         async with Cache(url) as cache:
             assert await cache.set("key", 1) is False
+        store = RedisBackend.from_url(url, ssl_context=ssl.create_default_context(cafile=files.authority))
+        assert await Cache(store, on_error="raise").get_many(KEYS) == {key: key for key in KEYS}
+        await store.aclose()
+
+
+async def test_a_provider_of_credentials_on_a_cluster(cluster: Cluster) -> None:
+    """It is asked at the connection to each node."""
+    for node in cluster.nodes:
+        node.command("ACL", "SETUSER", "app", "on", ">word", "~*", "&*", "+@all")
+    provider = Provider("app", "word")
+    store = RedisBackend.from_url(cluster.url, credentials=provider)
+    cache = Cache(store, on_error="raise")
+    await cache.set_many({key: key for key in KEYS})
+    assert await cache.get_many(KEYS) == {key: key for key in KEYS}
+    assert provider.asked == sum(node.command("CLIENT", "LIST").decode().count("user=app") for node in cluster.nodes)
+    await store.aclose()
 
 
 @pytest.fixture(scope="module")

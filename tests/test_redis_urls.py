@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import random
+import re
 import socket
 import ssl
 import time
@@ -32,7 +33,7 @@ from asynccache.backends.redis import RedisBackend
 from asynccache.backends.redis.address import Settings
 from asynccache.clock import SystemClock
 from asynccache.codec import Codec
-from asynccache.errors import CacheError
+from asynccache.errors import CacheClosed, CacheError
 
 pytestmark = pytest.mark.slow
 
@@ -535,7 +536,7 @@ class Provider(CredentialProvider):
 
 @contextlib.asynccontextmanager
 async def provided(server: Server, provider: Provider, **options: Any) -> AsyncIterator[Cache]:
-    backend = RedisBackend(Settings(addresses=(server.address,), credentials=provider))
+    backend = RedisBackend.from_url(server.url, credentials=provider)
     try:
         yield Cache(backend, **options)
     finally:
@@ -564,9 +565,10 @@ async def test_a_provider_that_fails(locked: Server, caplog: pytest.LogCaptureFi
     provider = Provider()
     async with provided(locked, provider, on_error="raise") as cache:
         began = time.perf_counter()
-        with pytest.raises(BackendUnavailable):
+        with pytest.raises(BackendUnavailable, match="no credentials: RuntimeError") as caught:
             await cache.get("key")
         assert time.perf_counter() - began < 1.0
+        assert hides(whole(caught.value))
     async with provided(locked, provider) as cache:
         assert await cache.get("key") is None
         provider.given = ("letmein",)
@@ -577,6 +579,113 @@ async def test_a_provider_that_fails(locked: Server, caplog: pytest.LogCaptureFi
 async def until_it_works(cache: Cache) -> None:
     await until(lambda: cache.set("key", 1), seconds=2.0)
     assert await cache.get("key") == 1
+
+
+@pytest.mark.parametrize("given", [(), ("a", "b", "c"), (None,), 7])
+async def test_a_provider_that_gives_something_else(locked: Server, given: Any, caplog: pytest.LogCaptureFixture):
+    """A miss as well, and the cache says that it is the credentials."""
+    provider = Provider()
+    provider.get_credentials_async = lambda: asyncio.sleep(0, given)  # type: ignore[method-assign,assignment]
+    async with provided(locked, provider) as cache:
+        assert await cache.get("key") is None
+    assert re.search("no credentials|WRONGPASS", caplog.text)
+
+
+async def test_a_provider_for_a_raw_client(locked: Server):
+    """`client()` asks it too."""
+    backend = RedisBackend.from_url(locked.url, credentials=Provider("letmein"))
+    async with backend.raw.client() as client:
+        assert await client.ping()
+
+
+CONTEXT = ssl.create_default_context()
+
+
+@pytest.mark.parametrize(
+    ("url", "more", "words"),
+    [
+        ("memory://", {}, "memory:// is for others"),
+        ("redis+unix://host", {}, r"redis\+unix:// is for others"),
+        ("localhost", {}, "scheme"),
+        ("redis://host#1", {}, "no fragment"),
+        (7, {}, "scheme"),
+        ("redis://host?timeout=1&timeout=2", {}, "twice"),
+        ("redis://host?timeut=1", {}, "timeout"),
+        ("redis://host", {"codec": "jsn"}, "json"),
+        ("redis://host", {"credentials": ("user", "word")}, "CredentialProvider"),
+        ("redis://host", {"credentials": Provider}, "CredentialProvider"),
+        ("redis://user@host", {"credentials": Provider("a")}, "said twice"),
+        ("redis://:word@host", {"credentials": Provider("a")}, "said twice"),
+        ("redis://host", {"ssl_context": CONTEXT}, "rediss://"),
+        ("unix:///run/redis.sock", {"ssl_context": CONTEXT}, "rediss://"),
+        ("rediss://host", {"ssl_context": True}, "SSLContext, not a bool"),
+        ("rediss://host?insecure=true", {"ssl_context": CONTEXT}, "said twice"),
+        ("rediss+cluster://host?ssl_ca_certs=/dev/null", {"ssl_context": CONTEXT}, "said twice"),
+    ],
+)
+def test_what_a_store_cannot_be_made_of(url: Any, more: dict[str, Any], words: str):
+    """`RedisBackend.from_url` refuses what is wrong, for others, or said twice."""
+    with pytest.raises(ConfigError, match=words):
+        RedisBackend.from_url(url, **more)
+
+
+def test_a_store_is_not_made_of_a_text():
+    """It says what to call instead, at once, and shows no password."""
+    for wrong in (f"redis://:{SECRET}@host", redis.asyncio.Redis(password=SECRET), None):
+        with pytest.raises(ConfigError, match=r"RedisBackend\.from_url.*RedisBackend\.like") as caught:
+            RedisBackend(wrong)  # type: ignore[arg-type]
+        assert hides(str(caught.value))
+
+
+@pytest.mark.parametrize(
+    "url", ["redis://user:{}@host?timeut=1", "redis://{}#@host", "redis://[{}", "redis://host?{}=1"]
+)
+def test_no_secret_in_an_error_about_a_stores_url(url: str):
+    """Nor does its constructor show any."""
+    with pytest.raises(ConfigError) as caught:
+        RedisBackend.from_url(url.format(SECRET))
+    assert hides(whole(caught.value))
+
+
+def test_a_store_by_its_url_is_that_of_a_cache():
+    """Every part of the URL means the same."""
+    for url in ("redis://u:w@h:1/2?timeout=1s&connections=3", "redis+sentinel://h1,h2/main/3", "valkey+cluster://h1:1"):
+        assert RedisBackend.from_url(url).settings == said(url)
+    context = RedisBackend.from_url("rediss://host", ssl_context=CONTEXT).settings.context
+    assert context is CONTEXT
+
+
+async def test_caches_that_share_a_store_share_its_connection(server: Server):
+    """Each has keys and copies of its own, and one that is closed leaves the store to the others."""
+
+    def connections() -> int:
+        return server.command("CLIENT", "LIST").decode().count("name=shared")
+
+    store = RedisBackend.from_url(f"{server.url}?client_name=shared", codec="json")
+    users = Cache(store, namespace="users", local="memory://", on_error="raise")
+    orders = Cache(store, namespace="orders", local="memory://", on_error="raise")
+    await asyncio.gather(*[cache.set(f"k{n}", n) for cache in (users, orders) for n in range(50)])
+    for cache, value in ((users, "a user"), (orders, "an order")):
+        await cache.set("key", value)
+    assert (await users.get("key"), await orders.get("key")) == ("a user", "an order")
+    assert connections() == 1
+    async with Cache(server.url, namespace="orders") as other:
+        await other.set("key", "another order")
+
+    async def told() -> bool:
+        return await orders.get("key") == "another order"
+
+    await until(told, seconds=0.5)
+    assert await users.get("key") == "a user"
+    await orders.aclose()
+    with pytest.raises(CacheClosed):
+        await orders.get("key")
+    assert await users.get("k1") == 1
+    assert await Cache(store, namespace="orders", on_error="raise").get("key") == "another order"
+    assert connections() == 1
+    await store.aclose()
+    with pytest.raises(BackendUnavailable):
+        await users.set("key", "too late")
 
 
 @pytest.mark.parametrize("how", ["host", "socket", "tls", "provider", "url"])
@@ -930,6 +1039,19 @@ def test_a_file_that_is_no_certificate(option: str, tmp_path: Path):
     path.write_text("nonsense")
     with pytest.raises(ConfigError, match=option):
         Cache(f"rediss://host?{option}={path}")
+
+
+@pytest.mark.parametrize("trusts", [True, False])
+@pytest.mark.debian_redis
+async def test_a_context_of_our_own(secure: Server, files: Certificates, trusts: bool):
+    """What it checks is what is checked, for `client()` too."""
+    context = ssl.create_default_context(cafile=str(files.authority) if trusts else None)
+    store = RedisBackend.from_url(f"rediss://localhost:{secure.tls_port}", ssl_context=context)
+    assert await Cache(store).set("key", 1) is trusts
+    async with store.raw.client() as client:
+        with contextlib.nullcontext() if trusts else pytest.raises(redis.ConnectionError, match=r"(?i)certificate"):
+            assert await client.ping()
+    await store.aclose()
 
 
 @pytest.mark.debian_redis

@@ -1,8 +1,9 @@
 """What a Redis URL says: where the servers are, who we are to them, and how long anything may take."""
 
 import os
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from inspect import signature
 from ssl import SSLContext
 from typing import Any, Final, Literal, TypeAlias, cast
@@ -10,17 +11,18 @@ from urllib.parse import SplitResult, unquote
 
 from redis.asyncio.connection import RedisSSLContext, parse_url
 
-from asynccache._options import Options
+from asynccache._options import Options, split_url
 from asynccache.duration import Duration, seconds
 from asynccache.errors import ConfigError
 
-__all__ = ["Address", "Settings", "Topology", "settings_like", "settings_of"]
+__all__ = ["Address", "Settings", "Topology", "settings_at", "settings_like", "settings_of"]
 
 Address: TypeAlias = tuple[str, int] | str
 """A host and a port, or the path of a UNIX socket."""
 
 Topology: TypeAlias = Literal["single", "sentinel", "cluster"]
 
+_SCHEME: Final = re.compile(r"unix|(redis|valkey)s?(\+sentinel|\+cluster)?")
 _DEFAULT_PORTS: Final[Mapping[str, int]] = {"single": 6379, "sentinel": 26379, "cluster": 6379}
 _DEFAULT_TIMEOUT: Final = 0.5
 _DEFAULT_CONNECT_TIMEOUT: Final = 1.0
@@ -42,7 +44,7 @@ class Settings:
         sentinel_password: The same for the sentinels.
         credentials: redis-py's ``CredentialProvider``: asked at each connection, instead of a name and password.
         context: What TLS checks; ``None`` for no TLS.
-        tls: The same as redis-py's options.
+        tls: The same as redis-py's options; empty for a context that was given.
         timeout: Seconds for an operation, everything included.
         connect_timeout: Seconds for a connection and its greeting.
         connections: How many shared connections to each server.
@@ -145,6 +147,33 @@ def settings_of(url: SplitResult, query: Mapping[str, str]) -> Settings:
     )
     options.done(_elsewhere(scheme, kind))
     return settings
+
+
+def settings_at(url: str, credentials: Any, context: SSLContext | None) -> Settings:
+    """What a URL says, and what no URL can say.
+
+    Raises:
+        ConfigError: The URL is wrong or of another store, or says what an argument says.
+    """
+    split, query = split_url(url)
+    shown = f"{split.scheme}://"
+    if not _SCHEME.fullmatch(split.scheme):
+        raise ConfigError(f"a RedisBackend has a URL such as redis://localhost:6379/0: {shown} is for others")
+    if context is not None and not query.keys().isdisjoint(("insecure", *_FILES)):
+        raise ConfigError(f"{shown} what TLS checks is said twice: by the URL and by ssl_context")
+    settings = settings_of(split, query)
+    if credentials is not None:
+        if isinstance(credentials, type) or not hasattr(credentials, "get_credentials_async"):
+            raise ConfigError("credentials is a CredentialProvider of redis-py")
+        if settings.username or settings.password:
+            raise ConfigError(f"{shown} who we are is said twice: by the URL and by credentials")
+    if context is None:
+        return replace(settings, credentials=credentials)
+    if not isinstance(context, SSLContext):
+        raise ConfigError(f"ssl_context is an ssl.SSLContext, not a {type(context).__name__}")
+    if settings.context is None:
+        raise ConfigError(f"{shown} speaks no TLS: an ssl_context goes with rediss://")
+    return replace(settings, credentials=credentials, context=context, tls={})
 
 
 def settings_like(client: Any, timeout: Duration, connect_timeout: Duration) -> Settings:

@@ -3,11 +3,12 @@
 import math
 from asyncio import AbstractEventLoop, get_running_loop, sleep
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from ssl import SSLContext
 from typing import Any, Final, Self, final
 
 from asynccache._offloading import decoded, encoded_parts, is_large, joined
 from asynccache.backend import OnlyIf, Reports
-from asynccache.backends.redis.address import Settings, settings_like
+from asynccache.backends.redis.address import Settings, settings_at, settings_like
 from asynccache.backends.redis.condition import Condition
 from asynccache.backends.redis.counters import added
 from asynccache.backends.redis.forks import leave, remember
@@ -31,7 +32,7 @@ from asynccache.clock import Clock, SystemClock
 from asynccache.codec import Codec, codec_of
 from asynccache.duration import Duration
 from asynccache.entry import Entry
-from asynccache.errors import BackendError, BackendUnavailable, DecodeError
+from asynccache.errors import BackendError, BackendUnavailable, ConfigError, DecodeError
 
 __all__ = ["RedisBackend"]
 
@@ -53,6 +54,8 @@ class RedisBackend:
     name: Final = "redis"
 
     def __init__(self, settings: Settings, *, codec: Codec | None = None, clock: Clock | None = None) -> None:
+        if not isinstance(settings, Settings):
+            raise ConfigError("RedisBackend.from_url takes a URL, RedisBackend.like a client of redis-py")
         self.settings = settings
         self.clock = clock or SystemClock()
         self.codec = codec_of(codec)
@@ -68,6 +71,24 @@ class RedisBackend:
         self.raw = RawRedis(self)
         self._plain = PlainValues(self)
         remember(self)
+
+    @classmethod
+    def from_url(
+        cls,
+        url: str,
+        *,
+        codec: Any = None,
+        clock: Clock | None = None,
+        credentials: Any = None,
+        ssl_context: SSLContext | None = None,
+    ) -> Self:
+        """A store by its URL, for several caches to share, or with what no URL can say: a ``CredentialProvider`` of
+        redis-py, asked for name and password at each connection, and what TLS checks and shows.
+
+        Raises:
+            ConfigError: The URL is wrong or of another store, or says what an argument says.
+        """
+        return cls(settings_at(url, credentials, ssl_context), codec=codec_of(codec), clock=clock)
 
     @classmethod
     def like(

@@ -127,8 +127,16 @@ def _compared(clock: Clock, began: float, time: Any) -> tuple[float, float]:
 
 
 async def _who(settings: Settings) -> _Who:
-    """The user's name, if any, and the password."""
+    """The user's name, if any, and the password.
+
+    Raises:
+        BackendUnavailable: Who is to provide them does not.
+    """
     if settings.credentials is None:
         return _Who(settings.username, settings.password)
-    given: Any = await settings.credentials.get_credentials_async()
-    return _Who(None, given[0]) if len(given) == 1 else _Who(given[0], given[1])
+    try:
+        *names, password = await settings.credentials.get_credentials_async()
+        return _Who(names[0] if names else None, password or "")
+    except Exception as error:
+        failure = type(error).__name__
+    raise BackendUnavailable(f"redis: no credentials: {failure}")  # what it has said may be part of them

@@ -1,6 +1,7 @@
 """Redis itself, for what a cache has no word for: keys are whole, values are bytes, failures are raised."""
 
 from collections.abc import AsyncIterator, Sequence
+from ssl import SSLContext
 from typing import TYPE_CHECKING, Any, Final, Protocol, final
 
 from asynccache.backends.redis.address import Settings
@@ -132,9 +133,9 @@ class RawRedis:
         place: dict[str, Any] = (
             {"unix_socket_path": address} if isinstance(address, str) else {"host": address[0], "port": address[1]}
         )
-        return Redis(
+        client = Redis(
             **place,
-            **settings.tls,
+            **(settings.tls or {"ssl": settings.context is not None}),
             db=settings.db,
             username=settings.username,
             password=settings.password,
@@ -147,6 +148,21 @@ class RawRedis:
             socket_keepalive=True,  # who waits without end would never hear of a server that is gone
             retry=Retry(NoBackoff(), 0),
         )
+        if settings.context is not None and not settings.tls:
+            client.connection_pool.connection_class = _checking(settings.context)
+        return client
+
+
+def _checking(context: SSLContext) -> type[Any]:
+    """redis-py's connections by TLS, with a context of the user's: it makes its own otherwise."""
+    from redis.asyncio.connection import SSLConnection
+
+    class Checking(SSLConnection):
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            self.ssl_context.context = context
+
+    return Checking
 
 
 def _in_full(error: BackendError) -> BackendError:
