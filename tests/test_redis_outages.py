@@ -40,6 +40,7 @@ from promised_times import (
     well,
     within,
 )
+from redis.credentials import UsernamePasswordCredentialProvider
 from servers import Server, certificates, free_port, has_tls
 from stores import FLAVOURS, on_redis
 from waiting import comes, until
@@ -1223,6 +1224,8 @@ FRAMES: dict[str, tuple[str, Callable[[FaultProxy], object]]] = {
     ),
     "nonsense": ("redis://{who}@{place}", lambda proxy: proxy.error_replies(b"*1\r\n+what\r\n")),
     "the end": ("redis://{who}@{place}", lambda proxy: proxy.truncate(0)),
+    "a provider": ("redis://{place}", FaultProxy.healthy),
+    "a provider in vain": ("redis://{place}?connect_timeout=200ms", FaultProxy.black_hole),
 }
 """Ways in which a greeting fails: by which URL, and what the way to the server does."""
 
@@ -1232,7 +1235,9 @@ def refused(how: str, server: Server, watcher: Server, proxy: FaultProxy) -> Cac
     url, begin = FRAMES[how]
     begin(proxy)
     places = {"place": f"{proxy.host}:{proxy.port}", "watcher": f"{watcher.host}:{watcher.port}"}
-    return Cache(url.format(who=f"me:{SECRET}", word=SECRET, **places), on_error="raise")
+    url = url.format(who=f"me:{SECRET}", word=SECRET, **places)
+    credentials = UsernamePasswordCredentialProvider("me", SECRET) if "provider" in how else None
+    return Cache(RedisBackend.from_url(url, credentials=credentials), on_error="raise")
 
 
 @pytest.mark.parametrize("how", FRAMES)
@@ -1242,13 +1247,14 @@ async def test_password_is_in_no_frame(how: str, server: Server, proxy: FaultPro
     watched = f"sentinel monitor main {server.host} {server.port} 1"
     options = {"requirepass": "another"} if how == "a sentinel's own" else {}
     with Server(sentinel=watched, options=options) as watcher:
-        async with refused(how, server, watcher, proxy) as cache:
-            told = []
-            for _ in range(3):
-                with pytest.raises(CacheError) as caught:
-                    await cache.get("key")
-                told.append(caught.value)
-                await asyncio.sleep(0.1)  # another attempt is made
+        cache = refused(how, server, watcher, proxy)
+        told = []
+        for _ in range(3):
+            with pytest.raises(CacheError) as caught:
+                await cache.get("key")
+            told.append(caught.value)
+            await asyncio.sleep(0.1)  # another attempt is made
+        await remote(cache).aclose()
         for error in told:
             shown = "".join(traceback.TracebackException.from_exception(error, capture_locals=True).format())
             assert len(shown) > 1_000
