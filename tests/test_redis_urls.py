@@ -218,6 +218,7 @@ def test_only_one_word_switches_the_checks_off():
         ("rediss://host?ssl_ca_certs=/no/such/file.pem", "ssl_ca_certs"),
         ("rediss://host?ssl_certfile=/no/such/file.pem", "ssl_certfile"),
         ("rediss://host?ssl_ca_path=/no/such/folder", "ssl_ca_path"),
+        ("rediss://host?ssl_keyfile=/dev/null", "say ssl_certfile too"),
         ("unix://", "unix"),
         ("unix://host/run/redis.sock", "unix"),
         ("unix:///run/redis.sock?db=x", "db"),

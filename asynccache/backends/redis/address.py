@@ -253,6 +253,8 @@ def _tls(options: Options, shown: str) -> Mapping[str, Any]:
     """What TLS checks, as redis-py's options: the certificate and the name, unless the URL says ``insecure``."""
     insecure = options.boolean("insecure", default=False)
     files = {name: options.text(name, default=None) for name in _FILES}
+    if files["ssl_keyfile"] is not None and files["ssl_certfile"] is None:
+        raise ConfigError(f"{shown} ssl_keyfile is the key of a certificate: say ssl_certfile too")
     for name in _CHECKS:
         if options.text(name, default=None) is not None:
             raise ConfigError(f"{shown} certificates and names are checked; insecure=true switches that off")
