@@ -5,8 +5,8 @@ import functools
 import importlib
 from collections.abc import Callable, Mapping
 from typing import Any, Final
-from urllib.parse import SplitResult, parse_qsl, urlsplit
 
+from asynccache._options import split_url
 from asynccache.backend import StoreOptions
 from asynccache.clock import Clock
 from asynccache.errors import ConfigError
@@ -35,28 +35,12 @@ def open_store(store: str, *, clock: Clock, codec: Any = None) -> Any:
     Raises:
         ConfigError: It is not a URL, nobody knows its scheme, or an option of it is wrong.
     """
-    url = _split(store)
-    if not url.scheme or "://" not in store:
+    if not isinstance(store, str) or store.find("://") < 1:
         raise ConfigError(
             "a store is a URL such as redis://localhost:6379/0 or memory://?max_entries=1000, or a backend object"
         )
-    pairs = parse_qsl(url.query, keep_blank_values=True)
-    query = dict(pairs)
-    if len(query) != len(pairs):
-        raise ConfigError(f"{url.scheme}://: an option is given twice")
+    url, query = split_url(store)
     return _opener(url.scheme)(StoreOptions(url=url, query=query, clock=clock, codec=codec))
-
-
-def _split(store: str) -> SplitResult:
-    try:
-        url: SplitResult | None = urlsplit(store)
-    except ValueError:  # its text may hold a password: it must not even be the context of the next
-        url = None
-    if url is None or url.fragment:
-        raise ConfigError(
-            "a store is a URL without a fragment; what is special in its parts is written as %23 and so on"
-        )
-    return url
 
 
 def _opener(scheme: str) -> Callable[[StoreOptions], Any]:

@@ -117,7 +117,8 @@ REFUSED = (
     ("BLMPOP", 1, 1, "a", "LEFT"), ("BZPOPMIN", "a", 1), ("BZPOPMAX", "a", 1), ("BZMPOP", 1, 1, "a", "MIN"),
     ("WAIT", 1, 0), ("WAITAOF", 1, 0, 0), ("SELECT", 1), ("AUTH", "x"), ("HELLO", 2), ("RESET",), ("QUIT",),
     ("SYNC",), ("PSYNC", "?", -1), ("READONLY",), ("READWRITE",), ("ASKING",), ("CLIENT", "REPLY", "OFF"),
-    ("CLIENT", "TRACKING", "OFF"), ("CLIENT", "CACHING", "YES"),
+    ("CLIENT", "TRACKING", "OFF"), ("CLIENT", "CACHING", "YES"), ("CLIENT", "SETNAME", "x"),
+    ("CLIENT", "NO-TOUCH", "ON"), ("CLIENT", "PAUSE", 1),
     ("XREAD", "BLOCK", 0, "STREAMS", "a", "$"), ("XREADGROUP", "GROUP", "g", "c", "BLOCK", 0, "STREAMS", "a", ">"),
 )  # fmt: skip
 

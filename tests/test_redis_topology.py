@@ -8,6 +8,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from typing import Any
 
 import hiredis
@@ -764,6 +765,31 @@ async def test_every_call_within_a_move(cluster: Cluster) -> None:
         assert await cache.get_many(keys) == {key: key for key in keys[3:6]}
         assert await cache.get("{w}large") == large
         assert await cache.clear() == 7
+
+
+async def test_a_raw_command_goes_where_its_key_is(cluster: Cluster) -> None:
+    """Also where that is not its first argument: one that is sent elsewhere comes back, and costs all local copies."""
+    keys = [f"key {number}" for number in range(20)]
+    async with Cache(cluster.url, local="memory://", on_error="raise") as cache:
+        await cache.set_many(dict.fromkeys(keys, "value"))
+        local = cache._core.local
+        assert local is not None
+        for key in keys:
+            await until(partial(_copied, cache, key))
+            for command in (
+                ("OBJECT", "ENCODING", key),
+                ("MEMORY", "USAGE", key),
+                ("EVAL_RO", "return redis.call('STRLEN', KEYS[1])", 1, key),
+                ("SINTERCARD", 1, f"{key} none"),
+                ("XREAD", "COUNT", 1, "STREAMS", f"{key} none", "0"),
+            ):
+                await cache.redis.command(*command)
+        assert local.values.keys() >= set(keys)
+
+
+async def _copied(cache: Cache, key: str) -> bool:
+    await cache.get(key)
+    return cache._core.local is not None and key in cache._core.local.values
 
 
 async def test_spans_of_a_redirection(cluster: Cluster) -> None:

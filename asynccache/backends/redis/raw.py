@@ -24,6 +24,20 @@ _OWN_CONNECTION: Final = frozenset((
 ))  # fmt: skip
 """What changes the connection, or holds up all who share it."""
 
+_KEY_PLACES: Final = {
+    **dict.fromkeys((
+        "BITOP", "LMPOP", "MEMORY", "OBJECT", "SINTERCARD", "XGROUP", "XINFO", "ZDIFF", "ZINTER", "ZINTERCARD", "ZMPOP",
+        "ZUNION",
+    ), 2),
+    **dict.fromkeys(("EVAL", "EVALSHA", "EVALSHA_RO", "EVAL_RO", "FCALL", "FCALL_RO", "MIGRATE"), 3),
+}  # fmt: skip
+"""Where a command's first key stands, if it is not its first argument."""
+
+_FOR_ALL: Final = frozenset((
+    "CACHING", "KILL", "NO-EVICT", "NO-TOUCH", "PAUSE", "REPLY", "SETINFO", "SETNAME", "TRACKING", "UNPAUSE",
+))  # fmt: skip
+"""What `CLIENT` would do to all who share a connection."""
+
 _MULTI: Final = pack(("MULTI",))
 _EXEC: Final = pack(("EXEC",))
 _SCAN_COUNT: Final = 1_000
@@ -179,8 +193,8 @@ def _check(arguments: Sequence[Argument]) -> None:
         raise BackendError("redis: a command has a name")
     words = [_word(each) for each in arguments[:8]]
     blocking = words[0] in ("XREAD", "XREADGROUP") and "BLOCK" in _options(words)
-    tracking = words[0] == "CLIENT" and len(words) > 1 and words[1] in ("TRACKING", "CACHING", "REPLY")
-    if words[0] in _OWN_CONNECTION or blocking or tracking:
+    for_all = words[0] == "CLIENT" and len(words) > 1 and words[1] in _FOR_ALL
+    if words[0] in _OWN_CONNECTION or blocking or for_all:
         raise NotSupported(f"redis: {words[0]} is not for a shared connection: use client()")
 
 
@@ -193,7 +207,11 @@ def _options(words: Sequence[str]) -> Sequence[str]:
 
 
 def _key_of(arguments: Sequence[Argument]) -> bytes:
-    """What says which server: the key of most commands."""
-    place = 3 if _word(arguments[0]) in ("EVAL", "EVALSHA", "FCALL") else 1
+    """What says which server: the first key of most commands."""
+    name = _word(arguments[0])
+    place = _KEY_PLACES.get(name, 1)
+    if name in ("XREAD", "XREADGROUP"):
+        words = [_word(each) for each in arguments]
+        place = words.index("STREAMS") + 1 if "STREAMS" in words else 1
     key = arguments[place] if len(arguments) > place else ""
     return key if isinstance(key, bytes) else str(key).encode()
