@@ -12,7 +12,7 @@ from servers import Server
 from stores import on_redis
 from waiting import comes
 
-from asynccache import Cache, Entry
+from asynccache import BackendError, Cache, Entry
 from asynccache.backends.redis.scripts import MOVE
 from asynccache.codec import Codec
 
@@ -82,6 +82,22 @@ async def test_what_was_sent_beside_may_be_gone(url: str) -> None:
     assert found is not None
     assert found.value == entry.value
     assert not await store.leases.renew(lease, ttl=60)
+    await store.aclose()
+
+
+async def test_what_was_sent_beside_does_not_stay(server: Server, url: str, proxy: FaultProxy) -> None:
+    """What nobody moved to its place, since the one who had sent it came to nothing, goes by itself."""
+    store = on_redis(f"redis://127.0.0.1:{proxy.port}/{url.rpartition('/')[2]}", codec=BYTES)
+    assert store.leases is not None
+    lease = await store.leases.acquire("key", ttl=60)
+    assert lease is not None
+    proxy.error_replies(b"-ERR no\r\n", only=["EVALSHA"])
+    with pytest.raises(BackendError):
+        await store.leases.commit(lease, Entry(value=os.urandom(100_000), created_at=store.now()))
+    async with Cache(url) as other:
+        [beside] = [key for key in await other.redis.command("KEYS", "*") if key != b"key"]
+        assert await other.redis.command("STRLEN", beside) > 100_000
+        assert 0 < await other.redis.command("PTTL", beside) <= 60_000
     await store.aclose()
 
 

@@ -850,6 +850,24 @@ def test_commands_of_any_size_leave_whole_and_in_order(sizes: list[int], full: l
     assert [each.result() for each in asked] == [b"OK"] * len(commands)
 
 
+def test_nothing_gets_ahead_within_a_large_command():
+    """What may pass by those who wait does not leave in the middle of a command, nor on a connection that is not open:
+    it is said that it could not be done."""
+    hand = Hand(open=False)
+    assert not hand.wire.ahead([get(8)])
+    hand.wire.open()
+    value = b"x" * 300_000
+    large = hand.wire.ask(pack(("SET", "1", value)))
+    after = hand.wire.ask(get(2))
+    assert not hand.wire.ahead([get(9)])
+    hand.loop.settle()
+    assert hand.wire.ahead([get(3), get(4)])
+    assert hand.written == pack(("SET", "1", value)) + get(2) + get(3) + get(4)
+    hand.receive(OK + reply_to(b"2") + b"-ERR no\r\n" + OK)
+    assert [each.result() for each in (large, after)] == [b"OK", b"of 2"]
+    assert hand.wire.load == 0
+
+
 def test_a_large_command_on_a_connection_that_is_lost():
     """The rest of it is thrown away, and its caller told."""
     hand = Hand()
@@ -1034,10 +1052,19 @@ def test_a_connection_that_does_not_open_in_time():
     hand = Hand(open=False)
     asked = [hand.wire.ask(get(number)) for number in range(3)]
     hand.loop.age(TIMEOUT + 0.01)
-    assert all(isinstance(each.result(), BackendTimeout) for each in asked)
+    assert all(isinstance(each.result(), BackendTimeout) and not each.result().sent for each in asked)
     assert hand.stalls == 1
     hand.wire.open()
     assert hand.take() == []
+
+
+def test_a_greeting_that_is_not_answered():
+    """Nobody else waits yet: it has its time like any other command, and may have been heard."""
+    hand = Hand(open=False)
+    [asked] = hand.wire.urgent(get(0))
+    hand.loop.age(TIMEOUT + 0.01)
+    assert isinstance(asked.result(), BackendTimeout)
+    assert asked.result().sent
 
 
 def test_a_wait_that_was_cancelled_leaves_no_failure_behind():
