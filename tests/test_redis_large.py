@@ -10,9 +10,10 @@ import pytest
 from fault_proxy import FaultProxy
 from servers import Server
 from stores import on_redis
-from waiting import comes
+from waiting import comes, turns, until
 
 from asynccache import BackendError, Cache, Entry
+from asynccache.backends.redis.reading import CHUNK
 from asynccache.backends.redis.scripts import MOVE
 from asynccache.codec import Codec
 
@@ -85,6 +86,53 @@ async def test_what_was_sent_beside_may_be_gone(url: str) -> None:
     await store.aclose()
 
 
+async def test_a_large_load_that_the_server_refuses_is_a_failure(server: Server, url: str, proxy: FaultProxy) -> None:
+    """The value could not be sent beside, as the server is full: that is told, and the lease is given back."""
+    store = on_redis(f"redis://127.0.0.1:{proxy.port}/{url.rpartition('/')[2]}", codec=BYTES)
+    assert store.leases is not None
+    lease = await store.leases.acquire("key", ttl=60)
+    assert lease is not None
+    proxy.error_replies(b"-OOM command not allowed when used memory > 'maxmemory'\r\n", only=["SET"])
+    with pytest.raises(BackendError, match="OOM"):
+        await store.leases.commit(lease, Entry(value=os.urandom(100_000), created_at=store.now()))
+    assert await store.leases.acquire("key", ttl=60) is not None
+    await store.aclose()
+
+
+@pytest.mark.parametrize("size", [100, 200_000])
+async def test_a_write_that_the_server_refuses_leaves_no_older_value(
+    server: Server, url: str, proxy: FaultProxy, size: int
+) -> None:
+    """What is under the key is not what was wanted: it is deleted, also when the value is large."""
+    async with Cache(f"redis://127.0.0.1:{proxy.port}/{url.rpartition('/')[2]}", codec=BYTES) as cache:
+        assert await cache.set("key", b"old", 60)
+        proxy.error_replies(b"-OOM command not allowed when used memory > 'maxmemory'\r\n", only=["SET"])
+        assert not await cache.set("key", os.urandom(size), 60)
+        proxy.healthy()
+        assert await cache.get("key") is None
+
+
+async def test_a_large_write_that_was_given_up_and_lost_leaves_no_older_value(
+    server: Server, url: str, proxy: FaultProxy
+) -> None:
+    """Its caller is gone when its connection is lost: nobody knows whether it has arrived, or will."""
+    async with Cache(f"redis://127.0.0.1:{proxy.port}/{url.rpartition('/')[2]}?timeout=10s", codec=BYTES) as cache:
+        assert await cache.set("key", b"old", 60)
+        assert await cache.set("another", os.urandom(100_000), 60)
+        proxy.stall()
+        writing = asyncio.ensure_future(cache.set("key", os.urandom(1_000_000), 60))
+        await turns()
+        writing.cancel()
+        await asyncio.wait([writing])
+        proxy.reset_all()
+        proxy.healthy()
+
+        async def gone() -> bool:
+            return await cache.ping() and await cache.get("key") is None
+
+        await until(gone, "the older value")
+
+
 async def test_what_was_sent_beside_does_not_stay(server: Server, url: str, proxy: FaultProxy) -> None:
     """What nobody moved to its place, since the one who had sent it came to nothing, goes by itself."""
     store = on_redis(f"redis://127.0.0.1:{proxy.port}/{url.rpartition('/')[2]}", codec=BYTES)
@@ -111,6 +159,27 @@ async def test_a_value_is_read_from_its_parts(url: str) -> None:
                     await cache.set(f"key{number}", value, 60, tags=tags)
                     assert await cache.get(f"key{number}") == value
                     assert await cache.get_many([f"key{number}"]) == {f"key{number}": value}
+
+
+@pytest.mark.parametrize("put", [True, False], ids=["put before it", "taken away"])
+async def test_a_lease_that_comes_or_goes_while_a_value_is_read(url: str, put: bool) -> None:
+    """The parts of the value are then elsewhere: it is read whole all the same."""
+    store, other = on_redis(url, codec=BYTES), on_redis(url, codec=BYTES)
+    assert store.leases is not None
+    value = os.urandom(300_000)
+    await store.set("key", Entry(value=value, created_at=store.now()))
+    lease = None if put else await store.leases.acquire("key", ttl=60)
+    pool = other.pool()
+    start = await pool.ask(b"key", "GETRANGE", b"key", 0, CHUNK - 1)
+    if lease is None:
+        assert await store.leases.acquire("key", ttl=60) is not None
+    else:
+        await store.leases.release(lease)
+    found = await other.found(pool, pool.link(b"key"), "key", b"key", start)
+    assert found is not None
+    assert found.value == value
+    await store.aclose()
+    await other.aclose()
 
 
 async def test_tags_that_are_longer_than_the_first_part(url: str) -> None:

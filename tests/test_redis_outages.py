@@ -537,7 +537,7 @@ async def test_write_after_a_failed_deletion_survives(how: str, server: Server, 
     """What was stored after a deletion had failed is not deleted when the deletion is repeated."""
     async with Cache(proxy.url, ttl="1m") as cache:
         keys = [f"k:{number}" for number in range(24)]
-        new = "new" * (50_000 if how == "large" else 1)
+        new = noise(150_000) if how == "large" else "new"
         assert await cache.set_many(dict.fromkeys(keys, "old"))
         assert not await cache.delete("load the script")
         assert await cache.add("load the other", 1)

@@ -1058,6 +1058,17 @@ def test_a_connection_that_does_not_open_in_time():
     assert hand.take() == []
 
 
+def test_a_loop_that_is_late_all_the_time_keeps_deadlines():
+    """What it had no time to read may be there: it looks at that once, and then tells who has waited too long."""
+    hand = Hand()
+    asked = hand.wire.ask(get(0))
+    for late, told in ((TIMEOUT, False), (0.0, True)):
+        hand.loop.now += late + 0.1
+        hand.loop.timers.pop().callback()
+        assert asked.done() is told
+    assert isinstance(asked.result(), BackendTimeout)
+
+
 def test_a_greeting_that_is_not_answered():
     """Nobody else waits yet: it has its time like any other command, and may have been heard."""
     hand = Hand(open=False)
