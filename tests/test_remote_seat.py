@@ -28,9 +28,11 @@ from examples.custom_backend import ToyBackend, ToyServer
 class Process:
     """A cache as one process of several would have it, on a server that they share."""
 
-    def __init__(self, server: ToyServer, clock: TravellingClock, *, tiers: bool = False, **options: Any) -> None:
+    def __init__(self, server: ToyServer, clock: TravellingClock, *, tiers: bool | str = False, **options: Any) -> None:
         self.backend = FaultyBackend(ToyBackend(server, clock=clock))
-        local = MemoryBackend(clock=clock) if tiers else None
+        local = tiers if isinstance(tiers, str) else MemoryBackend(clock=clock) if tiers else None
+        if isinstance(tiers, str):
+            options = {"namespace": "n", **options}
         self.cache = Cache(self.backend, local=local, clock=clock, **{"ttl": "10m", **options})
         self.calls = self.backend.calls
 
@@ -40,7 +42,7 @@ def server() -> ToyServer:
     return ToyServer()
 
 
-@pytest.fixture(params=[False, True], ids=["remote", "two tiers"])
+@pytest.fixture(params=[False, True, "memory://"], ids=["remote", "two tiers", "a tier of its own"])
 def join(request: pytest.FixtureRequest, server: ToyServer, clock: TravellingClock) -> Callable[..., Process]:
     """Starts one more process."""
     return lambda **options: Process(server, clock, tiers=request.param, **options)
@@ -582,3 +584,115 @@ async def test_a_load_whose_store_cannot_tell_of_a_leases_end(server, clock):
     assert two.calls["acquire"] == 1
     factory.gate.set()
     assert await first == "first"
+
+
+# Loads of many keys at once
+
+
+class GatedMany(Gated):
+    """The same for a loader of many keys."""
+
+    async def __call__(self, keys: list[str]) -> dict[str, object]:  # type: ignore[override]
+        value = await super().__call__()
+        return dict.fromkeys(keys, value)
+
+
+async def no_source(keys: list[str]) -> dict[str, object]:
+    raise ValueError("the source is away")
+
+
+async def test_a_stale_value_of_the_store_is_loaded_anew_among_many(join, clock):
+    """Past its ttl a value of the store is no hit of a bulk load; when that fails it stands in."""
+    one, two = join(), join()
+    await one.cache.set("key", "old", ttl=10, grace=100)
+    clock.travel(11)
+    assert await two.cache.get_or_set_many(["key"], no_source, grace=100) == {"key": "old"}
+    loaded = dict.fromkeys(["key", "other"], "new")
+    clock.travel(60)
+    assert await two.cache.get_or_set_many(["key", "other"], lambda _: loaded, grace=100) == loaded
+    assert await one.cache.get_many(["key", "other"]) == loaded
+
+
+async def test_a_long_load_of_many_keeps_its_leases(join, clock):
+    """Also when the store is away for a moment: nobody else loads the keys, and what was loaded is stored."""
+    one, two = join(), join()
+    loader = GatedMany()
+    calls = [asyncio.ensure_future(one.cache.get_or_set_many(["a", "b"], loader))]
+    await turns()
+    calls += [asyncio.ensure_future(two.cache.get_or_set_many(["b", "a"], loader))]
+    await pass_time(clock, 3.5, step=0.25)
+    one.backend.fail("renew", times=4)
+    await pass_time(clock, 6.5, step=0.25)
+    assert loader.calls == 1
+    loader.gate.set()
+    await pass_time(clock, 1)
+    assert await asyncio.gather(*calls) == [{"a": "loaded", "b": "loaded"}, {"b": "loaded", "a": "loaded"}]
+    assert loader.calls == 1
+    assert await two.cache.get_many(["a", "b"]) == {"a": "loaded", "b": "loaded"}
+
+
+async def test_tags_that_another_process_invalidates_during_a_load_of_many(join, clock):
+    """What was loaded may be older than the invalidation: its callers have it, and nobody after them."""
+    one, two = join(), join()
+    loader = GatedMany()
+    call = asyncio.ensure_future(one.cache.get_or_set_many(["key"], loader, tags=["tag"]))
+    await turns()
+    await two.cache.invalidate_tags("tag")
+    loader.gate.set()
+    assert await call == {"key": "loaded"}
+    await turns()
+    assert await two.cache.get("key") is None
+    clock.travel(1.1)  # a copy is believed for a second
+    assert await one.cache.get("key") is None
+
+
+async def test_tags_of_values_that_were_stored_in_bulk(join):
+    """They are the same for all processes, whichever call has stored or reads them."""
+    one, two = join(), join()
+    await one.cache.set_many({"set": 1}, tags=["tag"])
+    await one.cache.get_or_set_many(["many"], lambda _: {"many": 1}, tags=["tag"])
+    await one.cache.get_or_set("one", lambda: 1, tags=["tag"])
+    found = {"set": 1, "many": 1, "one": 1}
+    for process in (one, two):
+        assert await process.cache.get_many(list(found)) == found
+        assert {key: await process.cache.get(key) for key in found} == found
+    await two.cache.invalidate_tags("tag")
+    assert await two.cache.get_many(list(found)) == {}
+    assert {await join().cache.get(key) for key in found} == {None}
+
+
+async def test_what_is_loaded_is_not_held_up_by_what_another_process_loads(join):
+    """A bulk load that waits for some of its keys has handed on the others to all who joined it."""
+    one, two = join(), join()
+    theirs = Gated()
+    first = asyncio.ensure_future(one.cache.get_or_set("theirs", theirs))
+    await turns()
+    loader = GatedMany("mine")
+    both = asyncio.ensure_future(two.cache.get_or_set_many(["theirs", "mine"], loader))
+    await turns()
+    joined = asyncio.ensure_future(two.cache.get_or_set("mine", Gated()))
+    await turns()
+    loader.gate.set()
+    assert await asyncio.wait_for(joined, 15) == "mine"
+    assert not both.done()
+    theirs.gate.set()
+    assert await both == {"theirs": "loaded", "mine": "mine"}
+    assert await first == "loaded"
+
+
+async def test_a_refresh_of_many_is_a_load_of_its_own(join):
+    """Who wants the values anew does not take what was begun before he asked, and it does not overwrite his."""
+    process = join(lock="local")
+    old, new = GatedMany("old"), GatedMany("new")
+    first = asyncio.ensure_future(process.cache.get_or_set_many(["key"], old))
+    await turns()
+    with process.cache.override(refresh=True):
+        second = asyncio.ensure_future(process.cache.get_or_set_many(["key"], new))
+        await turns()
+    assert (old.calls, new.calls) == (1, 1)
+    new.gate.set()
+    assert await second == {"key": "new"}
+    old.gate.set()
+    assert await first == {"key": "old"}
+    await turns()
+    assert await process.cache.get("key") == "new"
