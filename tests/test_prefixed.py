@@ -119,6 +119,32 @@ async def test_tags_have_one_name_for_all(near: Cache, plain: Cache, neighbour: 
     assert await neighbour.get(f"of {id(neighbour)}") == 1
 
 
+async def test_tags_of_what_was_stored_by_any_call(near: Cache, plain: Cache) -> None:
+    """Each finds what the other has stored or loaded with a tag, and hides it."""
+    caches = (near, plain)
+    for number, cache in enumerate(caches):
+        await cache.set(f"set {number}", 1, tags=["tag"])
+        await cache.set_many({f"set_many {number}": 1}, tags=["tag"])
+        await cache.get_or_set(f"load {number}", lambda: 1, tags=["tag"])
+        await cache.get_or_set_many([f"load_many {number}"], lambda keys: dict.fromkeys(keys, 1), tags=["tag"])
+    keys = [f"{how} {number}" for number in (0, 1) for how in ("set", "set_many", "load", "load_many")]
+    for cache in caches:
+        assert await cache.get_many(keys) == dict.fromkeys(keys, 1)
+        assert [await cache.get(key) for key in keys] == [1] * len(keys)
+    await plain.invalidate_tags("tag")
+    assert await plain.get_many(keys) == {}
+
+    async def hidden() -> bool:
+        return await near.get_many(keys) == {}
+
+    await until(hidden)
+
+
+async def test_the_state_of_the_store_is_told(near: Cache, plain: Cache) -> None:
+    """A local store in front of it hides from nobody whether the server is away, and what is owed to it."""
+    assert (near._core.health is None) is (plain._core.health is None)
+
+
 async def test_a_load_holds_the_lease_for_both(near: Cache, plain: Cache) -> None:
     """Ten callers of each, one load; of many keys, too."""
     loads = 0

@@ -21,6 +21,7 @@ from asynccache import (
     MemoryBackend,
     Policy,
 )
+from asynccache._prefixed import Prefixed
 from asynccache.testing import FaultyBackend, TravellingClock
 from examples.custom_backend import ToyBackend, ToyServer
 
@@ -28,12 +29,13 @@ from examples.custom_backend import ToyBackend, ToyServer
 class Process:
     """A cache as one process of several would have it, on a server that they share."""
 
-    def __init__(self, server: ToyServer, clock: TravellingClock, *, tiers: bool | str = False, **options: Any) -> None:
+    def __init__(
+        self, server: ToyServer, clock: TravellingClock, *, tiers: bool = False, prefix: str = "", **options: Any
+    ) -> None:
         self.backend = FaultyBackend(ToyBackend(server, clock=clock))
-        local = tiers if isinstance(tiers, str) else MemoryBackend(clock=clock) if tiers else None
-        if isinstance(tiers, str):
-            options = {"namespace": "n", **options}
-        self.cache = Cache(self.backend, local=local, clock=clock, **{"ttl": "10m", **options})
+        store = Prefixed(self.backend, prefix) if prefix else self.backend
+        local = MemoryBackend(clock=clock) if tiers else None
+        self.cache = Cache(store, local=local, clock=clock, **{"ttl": "10m", **options})
         self.calls = self.backend.calls
 
 
@@ -42,10 +44,12 @@ def server() -> ToyServer:
     return ToyServer()
 
 
-@pytest.fixture(params=[False, True, "memory://"], ids=["remote", "two tiers", "a tier of its own"])
+@pytest.fixture(
+    params=[{}, {"tiers": True}, {"tiers": True, "prefix": "n:"}], ids=["remote", "two tiers", "a tier of its own"]
+)
 def join(request: pytest.FixtureRequest, server: ToyServer, clock: TravellingClock) -> Callable[..., Process]:
     """Starts one more process."""
-    return lambda **options: Process(server, clock, tiers=request.param, **options)
+    return lambda **options: Process(server, clock, **{**request.param, **options})
 
 
 async def pass_time(clock: TravellingClock, seconds: float, step: float = 0.5) -> None:
