@@ -10,7 +10,7 @@ from servers import Server
 from stores import on_redis
 from waiting import comes, until
 
-from asynccache import BackendError, Entry
+from asynccache import BackendError, Cache, Entry, LockTimeout
 from asynccache.backend import Lease, Leases
 from asynccache.backends.redis import RedisBackend
 from asynccache.backends.redis import leases as module
@@ -127,6 +127,14 @@ async def test_a_wait_ends_though_another_has_the_lease_by_then(store: RedisBack
     await asyncio.gather(release, acquired(other, "key"))
     async with asyncio.timeout(15):
         await task
+
+
+async def test_a_lock_that_is_held_for_long_is_nobody_elses(url: str) -> None:
+    """However short the time for which somebody else wants it."""
+    async with Cache(url, on_error="raise") as one, Cache(url, on_error="raise") as another, one.lock("key", ttl="1h"):
+        with pytest.raises(LockTimeout):
+            async with another.lock("key", ttl="1s", timeout="50ms"):
+                pass
 
 
 def test_loops_that_have_ended_leave_no_record_of_waiters(url: str) -> None:

@@ -684,6 +684,57 @@ async def test_what_is_loaded_is_not_held_up_by_what_another_process_loads(join)
     assert await first == "loaded"
 
 
+async def test_who_waits_for_another_process_keeps_no_key_from_a_third(join):
+    """What his loader had nothing for is anybody's to load, while he waits for the rest."""
+    one, two, three = join(), join(), join()
+    theirs = Gated()
+    first = asyncio.ensure_future(one.cache.get_or_set("theirs", theirs))
+    await turns()
+    both = asyncio.ensure_future(two.cache.get_or_set_many(["theirs", "absent"], lambda _: {}))
+    await turns()
+    assert await asyncio.wait_for(three.cache.get_or_set("absent", lambda: "there"), 15) == "there"
+    assert not both.done()
+    theirs.gate.set()
+    assert await both == {"theirs": "loaded"}
+    assert await first == "loaded"
+
+
+@pytest.mark.parametrize("well", [True, False])
+async def test_a_load_of_many_leaves_nothing_behind(join, well):
+    """When it has ended nothing runs any more, and nothing counts as being loaded."""
+    process = join()
+    loader = GatedMany() if well else no_source
+    call = asyncio.ensure_future(process.cache.get_or_set_many(["a", "b"], loader))
+    await turns()
+    if isinstance(loader, GatedMany):
+        assert process.cache._core.loading == 1
+        loader.gate.set()
+    await asyncio.wait([call])
+    assert (call.exception() is None) is well
+    await turns()
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+    assert process.cache._core.loading == 0
+
+
+async def test_a_refresh_of_many_that_failed_is_not_tried_by_each_reader(join, clock):
+    """A source that fails while values of the store are still fresh is left alone for a while."""
+    one, two = join(), join()
+    await one.cache.set_many({"a": 1, "b": 1}, ttl=100)
+    clock.travel(60)
+    calls = 0
+
+    async def fail(keys: list[str]) -> dict[str, object]:
+        nonlocal calls
+        calls += 1
+        raise ValueError("the source is away")
+
+    for _ in range(5):
+        found = await two.cache.get_or_set_many(["a", "b"], fail, ttl=100, refresh_ahead=0.5)
+        assert found == {"a": 1, "b": 1}
+        await turns()
+    assert calls == 1
+
+
 async def test_a_refresh_of_many_is_a_load_of_its_own(join):
     """Who wants the values anew does not take what was begun before he asked, and it does not overwrite his."""
     process = join(lock="local")
