@@ -152,7 +152,7 @@ class RedisLeases:
         while True:
             waiter = waiters.enter(name)
             try:
-                link = pool.link(name)
+                told = pool.link(name).tracking  # when it is asked: a connection that is not open yet tells of nothing
                 record = await self._record(pool, name)
                 if len(record) < LEASE_BYTES or record[0] != LEASE_MAGIC or not record[17:].isdigit():
                     return
@@ -161,7 +161,7 @@ class RedisLeases:
                 left = min(deadline, until - clock.epoch) - clock.monotonic()
                 if left <= 0 or previous not in (b"", token):
                     return
-                pause = _MISSED_SECONDS if link.tracking else min(2 * pause, _LAST_LOOK)
+                pause = _MISSED_SECONDS if told else min(2 * pause, _LAST_LOOK)
                 lapse = clock.call_later(left, partial(_look_again, waiter))
                 look = loop.call_later(pause, _look_again, waiter)  # in real time, whatever the clock
                 try:
