@@ -257,11 +257,12 @@ async def told_by_hand(place: Callable[[], tuple[str, int]]) -> AsyncIterator[st
 async def test_sentinels_that_name_a_replica(sentinels: Sentinels) -> None:
     """A sentinel that lies, or is behind, is not believed: a server that says it is no master gets no command."""
     replica = sentinels.replicas()[0]
+    before = replica.calls()["GETRANGE"]  # it may have been the master once
     async with told_by_hand(lambda: replica.address) as place, Cache(f"redis+sentinel://{place}/main") as cache:
         assert await cache.get("key") is None
         assert await cache.set("key", 1) is False
         assert await cache.get("key") is None
-    assert replica.calls()["GETRANGE"] == 0
+    assert replica.calls()["GETRANGE"] == before
 
 
 async def test_what_was_deleted_during_a_failover_stays_deleted(sentinels: Sentinels) -> None:
