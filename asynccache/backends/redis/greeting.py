@@ -75,7 +75,7 @@ async def greet(wire: Wire, settings: Settings, clock: Clock, *, track_all: bool
         raise BackendUnavailable("redis: the server is not a master")
     error, offset = _compared(clock, began, time)
     for _ in range(_MORE_LOOKS):
-        if not _CLOCK_SECONDS < error < _FAR_SECONDS or isinstance(time, ErrorReply):
+        if not _CLOCK_SECONDS < error < _FAR_SECONDS:
             break
         began, before = clock.monotonic(), error
         [asked] = wire.urgent(pack(("TIME",)))

@@ -104,7 +104,7 @@ class Wire(BufferedProtocol):
         self._in_air: deque[tuple[Asked | None, float]] = deque()
         self._transport: Transport | None = None
         self._rest: deque[memoryview] = deque()
-        self._heard_at = self._busy_since = stopwatch()
+        self._heard_at = stopwatch()
         self._sweep_at = math.inf
         self._reply_bytes = 100.0
         self._flushing = self._sweeping = self._paused = False
@@ -227,8 +227,6 @@ class Wire(BufferedProtocol):
             return 0
         sent = size = 0
         now = stopwatch()
-        if not in_air:
-            self._busy_since = now
         until = now + self._timeout
         batch: list[bytes] = []
         while waiting and room > 0 and not self._paused:
@@ -374,7 +372,7 @@ class Wire(BufferedProtocol):
                 asked.set_result(_timed_out() if sent else unsent(_timed_out()))
         if stalled:
             self.late = True
-            if self.opened and max(self._heard_at, self._busy_since) + self._timeout <= now:
+            if self.opened and self._heard_at + self._timeout <= now:
                 self.close(BackendTimeout("redis: the server is silent"))
                 return
         elif overdue and not self.opened:
