@@ -34,8 +34,7 @@ from struct import Struct
 from struct import error as StructError
 from typing import Any, Final, final
 
-import lz4.block  # type: ignore[import-untyped]
-
+from asynccache._compression import compressed, expanded
 from asynccache._layout import (
     FOREVER,
     LATEST,
@@ -65,8 +64,6 @@ _SEALED: Final = _SIGNED | _ENCRYPTED
 _HEADER: Final = Struct(">BBBBHIBIBII")
 _TIMES: Final = Struct(">BIBI")
 _TIMES_AT: Final = 10
-_MOST_EXPANSION: Final = 255  # of an lz4 block: a longer run than this takes another byte
-_MOST_UNPACKED: Final = 0x7E000000  # LZ4_MAX_INPUT_SIZE
 _DEFAULT_COMPRESS: Final = 1_024
 _DEFAULT_MAX_BYTES: Final = 64 * 1_024 * 1_024
 
@@ -205,11 +202,9 @@ class Codec:
             check = zlib.crc32(body, zlib.crc32(whole, zlib.crc32(_LENGTH.pack(len(whole)), self._simple_crc)))
             return self._header(0, entry, shift, check), body
         flags = self._sealing
-        if self._compress <= len(body) <= _MOST_UNPACKED and _shrinks(body):
-            packed: bytes = lz4.block.compress(body, store_size=False)
-            if len(packed) + 4 < len(body):
-                body = len(body).to_bytes(4, "big") + packed
-                flags |= _LZ4
+        if len(body) >= self._compress and (packed := compressed(body)) is not None:
+            body = packed
+            flags |= _LZ4
         if entry.typed:
             flags |= _TYPED
         tags = b""
@@ -360,7 +355,7 @@ class Codec:
         elif zlib.crc32(body, zlib.crc32(bound)) != check:
             raise DecodeError("the bytes of an entry are damaged, or another key's")
         if flags & _LZ4:
-            body = self._unpacked(body)
+            body = expanded(body, self.max_bytes)
         elif len(body) > self.max_bytes:
             raise DecodeError("the value is larger than max_bytes")
         return self._loads(body)
@@ -372,19 +367,6 @@ class Codec:
                 return opened
         raise DecodeError("an entry's signature is not right")
 
-    def _unpacked(self, body: bytes | memoryview) -> bytes:
-        """The bytes of an lz4 block. What it claims to be is compared with what it can be before memory is taken."""
-        claimed = int.from_bytes(body[:4], "big")
-        if claimed > min(self.max_bytes, _MOST_UNPACKED) or claimed > (len(body) - 4) * _MOST_EXPANSION:
-            raise DecodeError("compressed bytes claim to be more than they may or can be")
-        try:
-            unpacked: bytes = lz4.block.decompress(body[4:], uncompressed_size=claimed)
-        except (lz4.block.LZ4BlockError, ValueError) as error:
-            raise DecodeError("compressed bytes are damaged") from error
-        if len(unpacked) != claimed:
-            raise DecodeError("compressed bytes are damaged")
-        return unpacked
-
 
 _SIMPLE: Final = Struct(">IHIBI5xI")  # the header, without a grace
 _LENGTH: Final = Struct(">I")
@@ -392,7 +374,6 @@ _unpack_simple: Final = _SIMPLE.unpack_from
 _pack_length: Final = _LENGTH.pack
 _crc32: Final = zlib.crc32
 _LARGE: Final = 65_536  # bytes from which a view is cheaper than a copy
-_SAMPLE: Final = 65_536
 
 
 def codec_of(given: Any) -> Codec:
@@ -434,11 +415,3 @@ def _serializer_named(name: str, *, signed: bool, plain: bool) -> Serializer:
     from asynccache.serializers.pickle import PickleSerializer  # who does not ask for it has it nowhere
 
     return PickleSerializer()
-
-
-def _shrinks(body: bytes) -> bool:
-    """Whether it is worth a try to compress all: of much, a few parts say it, and nothing waits for a copy in vain."""
-    if len(body) < 16 * _SAMPLE:
-        return True
-    sample = b"".join([body[at : at + _SAMPLE] for at in range(0, len(body), len(body) // 4)])
-    return len(lz4.block.compress(sample, store_size=False)) < 0.95 * len(sample)

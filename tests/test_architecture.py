@@ -28,10 +28,9 @@ FLOORS: Final[Sequence[tuple[str, Sequence[str]]]] = (
         (
             "codec", "keys", "metrics", "serializers", "serializers.json", "serializers.pickle", "serializers.plain",
             "telemetry", "eviction_policies", "eviction_policies.lru", "eviction_policies.s3fifo",
-            "_alarm", "_background", "_breaker", "_canonical", "_copying", "_detours", "_failures", "_flight", "_glob",
-            "_key_template", "_layout", "_life", "_offloading", "_options", "_removal", "_seals", "_shapes", "_shaping",
-            "_timer_wheel",
-            "_weighing",
+            "_alarm", "_background", "_breaker", "_canonical", "_compression", "_copying", "_detours", "_failures", "_flight",
+            "_glob", "_key_template", "_layout", "_life", "_offloading", "_options", "_removal", "_seals", "_shapes",
+            "_shaping", "_timer_wheel", "_weighing",
         ),
     ),
     (
