@@ -16,12 +16,12 @@ _CLEAR_SLICE: Final = 500
 async def keys_of(seats: Seats, prefix: str) -> list[str]:
     """The keys of fresh entries that start with the prefix, without those that the package keeps for itself."""
     keys: list[str] = []
-    if seats.remote is not None:
+    if seats.remote is not None and seats.stored is not None:
         # A store names what is stale too, or it could not be cleared. Deeper namespaces are not asked for.
         stored: list[str] = await seats.attempt("keys", _collect(seats.remote, prefix), [])
         own = [key for key in stored if "\0" not in key[len(prefix) :]]
         for start in range(0, len(own), _CLEAR_SLICE):
-            entries = await seats.read_many(seats.remote, own[start : start + _CLEAR_SLICE])
+            entries = await seats.stored.entries(own[start : start + _CLEAR_SLICE])
             now = seats.clock.monotonic() + seats.clock.epoch
             keys += [key for key, entry in entries.items() if now < entry.fresh_until]
         return keys

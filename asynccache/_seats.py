@@ -8,7 +8,7 @@ have put the old value back meanwhile.
 """
 
 import math
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import Context
 from typing import Any, TypeAlias, final
 
@@ -16,7 +16,8 @@ from asynccache._background import Background
 from asynccache._copies import Copies
 from asynccache._failures import Failures
 from asynccache._life import Life
-from asynccache._tags import LocalTags, RemoteTags, record_key
+from asynccache._stored import Stored
+from asynccache._tags import LocalTags
 from asynccache.backend import Backend, OnlyIf
 from asynccache.backends.memory import MemoryBackend
 from asynccache.clock import Clock
@@ -56,8 +57,9 @@ class Seats:
         self.background = Background()
         self._sliding: set[str] = set()
         self.tags = LocalTags()
-        self.remote_tags = None if remote is None else RemoteTags(remote)
         self.copies = Copies(local, remote)
+        self.stored = None if remote is None else Stored(remote, self.copies, failures)
+        self.remote_tags = None if self.stored is None else self.stored.tags
         if remote is not None and remote.reports is not None:
             remote.reports.add(failures.told)
 
@@ -93,15 +95,15 @@ class Seats:
             copied: Whether it is kept.
             entry: What the store has, where it was asked already.
         """
-        if self.remote is None:
+        if self.stored is None:
             return None
         if self.local is None:
-            entry = await self._read(self.remote, key, entry)
+            entry = await self.stored.entry(key, entry)
             stamp = self.tags.latest
             return None if entry is None else self._adopt(key, entry, stamp, shape, refresh_ahead, slides, False)
         stamp, token = self.tags.latest, self.copies.reading((key,))
         try:
-            entry = await self._read(self.remote, key)
+            entry = await self.stored.entry(key)
             if entry is None:
                 return None
             undisturbed = copied and self.copies.undisturbed(key, token)
@@ -109,45 +111,20 @@ class Seats:
         finally:
             self.copies.read((key,), token)
 
-    async def _read(self, remote: Backend, key: str, entry: Entry | None = None) -> Entry | None:
-        """The valid entry, fresh or stale; no copy of it is kept."""
-        if entry is None:
-            entry = await self.attempt("get", remote.get(key), None)
-        return None if entry is None or (entry.tags and not _valid(entry, await self._versions(entry.tags))) else entry
-
     async def fetch_many(
         self, keys: Sequence[str], shape: Shape | None, refresh_ahead: float | None = None, slides: Terms | None = None
     ) -> dict[str, Found]:
         """What the remote seat has of these, in one round trip (one more where entries have tags); see `fetch`."""
-        if self.remote is None or not keys:
+        if self.stored is None or not keys:
             return {}
         stamp, token = self.tags.latest, self.copies.reading(keys)
         try:
-            entries = await self.read_many(self.remote, keys)
+            entries = await self.stored.entries(keys)
             adopted = {
                 key: self._adopt(key, entry, stamp, shape, refresh_ahead, slides, self.copies.undisturbed(key, token))
                 for key, entry in entries.items()
             }
             return {key: found for key, found in adopted.items() if found is not None}
-        finally:
-            self.copies.read(keys, token)
-
-    async def read_many(self, remote: Backend, keys: Sequence[str]) -> dict[str, Entry]:
-        """The valid entries, fresh or stale; no copy of them is kept."""
-        entries: Mapping[str, Entry] = await self.attempt("get_many", remote.get_many(keys), {})
-        versions = await self._versions({tag for entry in entries.values() for tag in entry.tags})
-        return {key: entry for key, entry in entries.items() if _valid(entry, versions)}
-
-    async def _versions(self, tags: Collection[str]) -> Mapping[str, str]:
-        """The versions that the tags have now; none when the store fails: then no entry that has one is believed."""
-        if not tags or self.remote_tags is None:
-            return {}
-        keys = [record_key(tag) for tag in tags]
-        token = self.copies.reading(keys)
-        try:
-            versions: Mapping[str, str] = await self.attempt("get_many", self.remote_tags.current(tags), {})
-            self.copies.read_versions(versions, token)
-            return versions
         finally:
             self.copies.read(keys, token)
 
@@ -228,7 +205,7 @@ class Seats:
     ) -> bool:
         """Store a value in both seats; whether the condition held and the store took it."""
         local = self.local
-        if self.remote is None:
+        if self.stored is None:
             if local is None:
                 return False
             if only_if is None:
@@ -242,10 +219,7 @@ class Seats:
         if life is None:
             life = Life(now) if ttl is None else Life(now, now + ttl, now + ttl)
         entry = await self.entry(value, life, shape)
-        if entry is None:
-            stored = None
-        else:
-            stored = await self._put_remote(self.remote, key, entry, only_if)
+        stored = None if entry is None else await self.stored.put(key, entry, only_if)
         self.copies.disturb(key)
         if stored:
             self.copies.written(key, value, now, ttl, life)
@@ -254,23 +228,6 @@ class Seats:
         elif stored is None and local is not None:
             local.remove(key)
         return bool(stored)
-
-    async def _put_remote(self, remote: Backend, key: str, entry: Entry, only_if: OnlyIf) -> bool | None:
-        """Whether the condition held; ``None`` when the store failed.
-
-        A store knows nothing of tags: what they hide is absent to its users and present to it.
-        """
-        if only_if == "present" and await self._hidden(remote, key):
-            return False
-        stored: bool | None = await self.attempt("set", remote.set(key, entry, only_if=only_if), None)
-        if only_if == "absent" and stored is False and await self._hidden(remote, key):
-            await self.attempt("delete", remote.delete([key]), 0)
-            stored = await self.attempt("set", remote.set(key, entry, only_if=only_if), None)
-        return stored
-
-    async def _hidden(self, remote: Backend, key: str) -> bool:
-        found = await self.attempt("get", remote.get(key), None)
-        return found is not None and bool(found.tags) and not _valid(found, await self._versions(found.tags))
 
     async def entry(self, value: Any, life: Life, shape: Shape | None, since: float = math.inf) -> Entry | None:
         """The value as the remote seat keeps it; ``None`` when its tags' versions cannot be had, or are newer than the
@@ -430,10 +387,6 @@ class Seats:
     async def ping(self) -> bool:
         """Whether the remote store answers, if there is one."""
         return self.remote is None or await self.attempt("ping", _done(self.remote.ping()), False)
-
-
-def _valid(entry: Entry, versions: Mapping[str, str]) -> bool:
-    return all(versions.get(tag) == version for tag, version in entry.tags.items())
 
 
 def _grace_of(life: Life) -> float:

@@ -28,9 +28,9 @@ FLOORS: Final[Sequence[tuple[str, Sequence[str]]]] = (
         (
             "codec", "keys", "metrics", "serializers", "serializers.json", "serializers.pickle", "serializers.plain",
             "telemetry", "eviction_policies", "eviction_policies.lru", "eviction_policies.s3fifo",
-            "_alarm", "_background", "_breaker", "_canonical", "_compression", "_copying", "_detours", "_failures", "_flight",
-            "_glob", "_key_template", "_layout", "_life", "_offloading", "_options", "_removal", "_seals", "_shapes",
-            "_shaping", "_timer_wheel", "_weighing",
+            "_alarm", "_background", "_breaker", "_canonical", "_compression", "_copying", "_detours", "_failures",
+            "_flight", "_glob", "_key_template", "_layout", "_life", "_offloading", "_options", "_removal", "_seals",
+            "_shapes", "_shaping", "_timer_wheel", "_weighing",
         ),
     ),
     (
@@ -49,7 +49,8 @@ FLOORS: Final[Sequence[tuple[str, Sequence[str]]]] = (
             "backends.redis.sentinels", "backends.redis.shortcut", "backends.redis.slots", "backends.redis.times",
             "backends.redis.tracker", "backends.redis.wire", "backends.redis.writing",
             "_arguments", "_bulk", "_claims", "_copies", "_dispatcher", "_flights", "_keeping", "_listing", "_loading",
-            "_locks", "_memoize", "_opening", "_prefixed", "_seats", "_short_way", "_tags", "_typed_cache", "_urls",
+            "_locks", "_memoize", "_opening", "_prefixed", "_seats", "_short_way", "_stored", "_tags", "_typed_cache",
+            "_urls",
         ),
     ),
     ("what users hold", ("cache", "caches")),

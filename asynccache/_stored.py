@@ -1,0 +1,81 @@
+"""What a remote store has, as far as tags let it be seen: a store knows nothing of them."""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import final
+
+from asynccache._copies import Copies
+from asynccache._failures import Failures
+from asynccache._tags import RemoteTags, record_key
+from asynccache.backend import Backend, OnlyIf
+from asynccache.entry import Entry
+
+__all__ = ["Stored"]
+
+
+@final
+class Stored:
+    """The valid entries of a remote store; of none a copy is kept here.
+
+    Args:
+        remote: The store.
+        copies: What the local seat has of it.
+        failures: The failure policy.
+    """
+
+    def __init__(self, remote: Backend, copies: Copies, failures: Failures) -> None:
+        self.tags = RemoteTags(remote)
+        self._remote = remote
+        self._copies = copies
+        self._attempt = failures.attempt
+
+    async def entry(self, key: str, entry: Entry | None = None) -> Entry | None:
+        """The entry, fresh or stale.
+
+        Args:
+            key: The whole key.
+            entry: What the store has, where it was asked already.
+        """
+        if entry is None:
+            entry = await self._attempt("get", self._remote.get(key), None)
+        return None if entry is None or (entry.tags and not _valid(entry, await self._versions(entry.tags))) else entry
+
+    async def entries(self, keys: Sequence[str]) -> dict[str, Entry]:
+        """Those found, fresh or stale, in one round trip (one more where entries have tags)."""
+        entries: Mapping[str, Entry] = await self._attempt("get_many", self._remote.get_many(keys), {})
+        versions = await self._versions({tag for entry in entries.values() for tag in entry.tags})
+        return {key: entry for key, entry in entries.items() if _valid(entry, versions)}
+
+    async def put(self, key: str, entry: Entry, only_if: OnlyIf) -> bool | None:
+        """Store an entry; whether the condition held, ``None`` when the store failed.
+
+        What tags hide is absent to users and present to the store.
+        """
+        remote = self._remote
+        if only_if == "present" and await self._hidden(key):
+            return False
+        stored: bool | None = await self._attempt("set", remote.set(key, entry, only_if=only_if), None)
+        if only_if == "absent" and stored is False and await self._hidden(key):
+            await self._attempt("delete", remote.delete([key]), 0)
+            stored = await self._attempt("set", remote.set(key, entry, only_if=only_if), None)
+        return stored
+
+    async def _hidden(self, key: str) -> bool:
+        found = await self._attempt("get", self._remote.get(key), None)
+        return found is not None and bool(found.tags) and not _valid(found, await self._versions(found.tags))
+
+    async def _versions(self, tags: Collection[str]) -> Mapping[str, str]:
+        """The versions that the tags have now; none when the store fails: then no entry that has one is believed."""
+        if not tags:
+            return {}
+        keys = [record_key(tag) for tag in tags]
+        token = self._copies.reading(keys)
+        try:
+            versions: Mapping[str, str] = await self._attempt("get_many", self.tags.current(tags), {})
+            self._copies.read_versions(versions, token)
+            return versions
+        finally:
+            self._copies.read(keys, token)
+
+
+def _valid(entry: Entry, versions: Mapping[str, str]) -> bool:
+    return all(versions.get(tag) == version for tag, version in entry.tags.items())
