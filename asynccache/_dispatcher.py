@@ -21,7 +21,7 @@ from asynccache._life import Life
 from asynccache._listing import cleared, keys_of
 from asynccache._loading import Loader
 from asynccache._locks import Locks
-from asynccache._seats import Found, Seats
+from asynccache._seats import Seats
 from asynccache.backend import Backend, Health, OnlyIf
 from asynccache.backends.memory import MemoryBackend
 from asynccache.clock import Clock
@@ -213,26 +213,22 @@ class Dispatcher:
             self.counters.misses += len(keys) - len(values)
             return {key: values[key] for key in keys if key in values}
 
-    async def peek(self, key: str) -> Found | None:
-        """The value and its life, fresh or stale: a look that counts as no use."""
-        if self.disabled:
-            return None
-        if self.remote is not None:
-            # The local seat has a copy, with a shorter life.
-            return await self.seats.fetch(key, None, copied=False)
-        return self.seats.look(key, self.now())
-
     async def entry(self, key: str, prefix: str) -> Entry | None:
-        """The entry, fresh or stale, with its tags' names without the prefix."""
+        """The entry, fresh or stale, with its tags' names without the prefix: a look that counts as no use."""
         with self.tracing.call("cache.entry", key):
-            found = await self.peek(key)
+            if self.disabled:
+                return None
+            if self.remote is None:
+                found = self.seats.look(key, self.now())
+            else:  # the local seat has a copy, with a shorter life
+                found = await self.seats.fetch(key, None, copied=False)
             return None if found is None else as_entry(found, self._clock.epoch, prefix)
 
     async def ttl(self, key: str) -> float | None:
         """Seconds of freshness left; infinite with no expiry, ``None`` when absent."""
         with self.tracing.call("cache.ttl", key):
-            found = await self.peek(key)
-            left = -1.0 if found is None else found[1].fresh_until - self.now()
+            life = None if self.disabled else await self.seats.life(key)
+            left = -1.0 if life is None else life.fresh_until - self.now()
             return left if left > 0 else None
 
     async def keys(self, prefix: str, pattern: str) -> AsyncIterator[str]:

@@ -8,7 +8,7 @@ from asynccache.errors import DecodeError, EncodeError
 
 __all__ = [
     "FOREVER", "LATEST", "LONGEST", "SPAN_TICKS", "TAG_RECORD", "TICKS", "binding", "spans", "tags_bytes",
-    "tags_from", "utf8",
+    "tags_from", "times_from", "utf8",
 ]  # fmt: skip
 
 TICKS: Final = 65_536.0
@@ -35,6 +35,17 @@ def spans(made: int, fresh_until: float, expires_at: float) -> tuple[int, int]:
     if expires_at == math.inf:
         return fresh, FOREVER
     return fresh, min(max(int((expires_at - created_at) * SPAN_TICKS) - fresh, 0), LONGEST)
+
+
+def times_from(data: bytes, shift: float) -> dict[str, float]:
+    """The three times of the header with which the bytes begin, less the shift."""
+    created_at = int.from_bytes(data[4:10], "big") / TICKS - shift
+    fresh, grace = int.from_bytes(data[10:15], "big"), int.from_bytes(data[15:20], "big")
+    return {
+        "created_at": created_at,
+        "fresh_until": math.inf if fresh == FOREVER else created_at + fresh / SPAN_TICKS,
+        "expires_at": math.inf if FOREVER in (fresh, grace) else created_at + (fresh + grace) / SPAN_TICKS,
+    }
 
 
 def tags_bytes(tags: Mapping[str, str]) -> bytes:

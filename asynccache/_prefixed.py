@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequenc
 from dataclasses import replace
 from typing import Any, final
 
-from asynccache.backend import Backend, Coherence, Lease, Leases, OnlyIf
+from asynccache.backend import Backend, Coherence, Heads, Lease, Leases, OnlyIf
 from asynccache.entry import Entry
 
 __all__ = ["Prefixed"]
@@ -34,6 +34,7 @@ class Prefixed:
         self.reports = store.reports
         self.health = store.health
         self.shortcut = None  # it is for a cache that has no local store
+        self.heads = None if store.heads is None else _PrefixedHeads(store.heads, prefix)
         self.leases = None if store.leases is None else _PrefixedLeases(store.leases, prefix)
         self.coherence = None if store.coherence is None else _PrefixedCoherence(store.coherence, prefix)
 
@@ -43,10 +44,7 @@ class Prefixed:
 
     async def get_many(self, keys: Sequence[str]) -> dict[str, Entry]:
         prefix = self._prefix
-        entries = await self.store.get_many([prefix + key for key in keys])
-        return {
-            key.removeprefix(prefix): _bared(entry, prefix) if entry.tags else entry for key, entry in entries.items()
-        }
+        return _all_bared(await self.store.get_many([prefix + key for key in keys]), prefix)
 
     def set(self, key: str, entry: Entry, *, only_if: OnlyIf = None) -> Coroutine[Any, Any, bool]:
         return self.store.set(self._prefix + key, _whole(entry, self._prefix), only_if=only_if)
@@ -85,6 +83,21 @@ def _whole(entry: Entry, prefix: str) -> Entry:
 def _bared(entry: Entry, prefix: str) -> Entry:
     """The entry with its tags as they are called in front of the store."""
     return replace(entry, tags={tag.removeprefix(prefix): version for tag, version in entry.tags.items()})
+
+
+def _all_bared(entries: Mapping[str, Entry], prefix: str) -> dict[str, Entry]:
+    return {key.removeprefix(prefix): _bared(entry, prefix) if entry.tags else entry for key, entry in entries.items()}
+
+
+@final
+class _PrefixedHeads:
+    def __init__(self, heads: Heads, prefix: str) -> None:
+        self._heads = heads
+        self._prefix = prefix
+
+    async def get_many(self, keys: Sequence[str]) -> dict[str, Entry]:
+        prefix = self._prefix
+        return _all_bared(await self._heads.get_many([prefix + key for key in keys]), prefix)
 
 
 @final

@@ -75,6 +75,17 @@ class Seats:
             return None
         return found
 
+    async def life(self, key: str) -> Life | None:
+        """The times of an entry, fresh or stale, of the remote seat where there is one: the local one has a copy, with
+        a shorter life."""
+        if self.stored is None:
+            found = self.look(key, self.clock.monotonic())
+            return None if found is None else found[1]
+        entry, epoch = await self.stored.head(key), self.clock.epoch
+        if entry is None:
+            return None
+        return Life(entry.created_at - epoch, entry.fresh_until - epoch, entry.expires_at - epoch)
+
     async def fetch(
         self,
         key: str,
@@ -313,14 +324,13 @@ class Seats:
     async def retime(self, key: str, now: float, ttl: float | None) -> bool:
         """Give a fresh entry a new ttl, from now; its grace stays as long as it was."""
         fresh_until = math.inf if ttl is None else now + ttl
-        found = self.look(key, now) if self.remote is None else await self.fetch(key, None, copied=False)
-        if self.remote is not None:
-            if found is None or now >= found[1].fresh_until:
-                return False
-            return await self._touch(self.remote, key, found[1], fresh_until)
-        if self.local is None or found is None or now >= found[1].fresh_until:
+        old = await self.life(key)
+        if old is None or now >= old.fresh_until:
             return False
-        old = found[1]
+        if self.remote is not None:
+            return await self._touch(self.remote, key, old, fresh_until)
+        if self.local is None:
+            return False
         new = Life(
             old.created_at,
             fresh_until,

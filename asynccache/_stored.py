@@ -25,6 +25,7 @@ class Stored:
     def __init__(self, remote: Backend, copies: Copies, failures: Failures) -> None:
         self.tags = RemoteTags(remote)
         self._remote = remote
+        self._heads = remote.heads
         self._copies = copies
         self._attempt = failures.attempt
 
@@ -45,6 +46,11 @@ class Stored:
         versions = await self._versions({tag for entry in entries.values() for tag in entry.tags})
         return {key: entry for key, entry in entries.items() if _valid(entry, versions)}
 
+    async def head(self, key: str) -> Entry | None:
+        """The entry, fresh or stale; its value is left where it is, if the store can do that."""
+        found = await self._head(key)
+        return None if found is None else await self.entry(key, found)
+
     async def put(self, key: str, entry: Entry, only_if: OnlyIf) -> bool | None:
         """Store an entry; whether the condition held, ``None`` when the store failed.
 
@@ -60,8 +66,15 @@ class Stored:
         return stored
 
     async def _hidden(self, key: str) -> bool:
-        found = await self._attempt("get", self._remote.get(key), None)
-        return found is not None and bool(found.tags) and not _valid(found, await self._versions(found.tags))
+        found = await self._head(key)
+        return found is not None and await self.entry(key, found) is None
+
+    async def _head(self, key: str) -> Entry | None:
+        """What the store has, valid or not."""
+        if self._heads is None:
+            return await self._attempt("get", self._remote.get(key), None)
+        found: Mapping[str, Entry] = await self._attempt("get", self._heads.get_many([key]), {})
+        return found.get(key)
 
     async def _versions(self, tags: Collection[str]) -> Mapping[str, str]:
         """The versions that the tags have now; none when the store fails: then no entry that has one is believed."""

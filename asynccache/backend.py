@@ -13,6 +13,7 @@ __all__ = [
     "Asking",
     "Backend",
     "Coherence",
+    "Heads",
     "Health",
     "Lease",
     "Leases",
@@ -74,6 +75,11 @@ class Backend(Protocol):
     @property
     def shortcut(self) -> "Shortcut | None":
         """The shortest way to a value and back; ``None`` when there is none but `get` and `set`."""
+        ...
+
+    @property
+    def heads(self) -> "Heads | None":
+        """Entries without their values; ``None`` when those come with them anyway."""
         ...
 
     @property
@@ -198,6 +204,20 @@ class Shortcut(Protocol):
 
     def put(self, key: str, value: Any, ttl: float | None) -> Coroutine[Any, Any, bool] | None:
         """What stores the value when it is awaited; ``None`` when that takes `Backend.set`."""
+        ...
+
+
+class Heads(Protocol):
+    """Reads of entries of which only the times and tags are wanted: no large value is moved for them."""
+
+    async def get_many(self, keys: Sequence[str]) -> dict[str, Entry]:
+        """What `Backend.get_many` finds, in one round trip, with `MISSING` for each value.
+
+        What cannot be seen to be unreadable without its value counts as there.
+
+        Raises:
+            BackendError: One of them could not be asked for.
+        """
         ...
 
 

@@ -46,10 +46,11 @@ from asynccache._layout import (
     spans,
     tags_bytes,
     tags_from,
+    times_from,
     utf8,
 )  # fmt: skip
 from asynccache._seals import MAC_BYTES, Encryption, Seal, Signature, secret_of
-from asynccache.entry import Entry
+from asynccache.entry import MISSING, Entry
 from asynccache.errors import ConfigError, DecodeError, EncodeError
 from asynccache.serializer import Serializer
 from asynccache.serializers.json import JsonSerializer
@@ -286,6 +287,32 @@ class Codec:
             )
         times = {"created_at": created_at, "fresh_until": fresh_until, "expires_at": expires_at}
         return Entry(value=value, **times, tags=tags, typed=typed)
+
+    def head(self, key: str, data: bytes, shift: float = 0.0) -> Entry | None:
+        """The entry that begins with these bytes, with `MISSING` for its value; ``None`` when they do not hold all of
+        its tags. Whether the rest is damaged, another key's or wrongly sealed is not seen: that takes the rest.
+
+        Args:
+            key: The whole key.
+            data: The first bytes of it: at least the header, and the number of its tags.
+            shift: As in `encode`.
+
+        Raises:
+            DecodeError: They are of another version, format or serializer, or not signed as they should be.
+        """
+        if self._records is not None and key.endswith(TAG_RECORD):
+            return self._records.head(key, data, shift)
+        ours = bytes((_MAGIC, _VERSION, self._number))
+        if data[:3] != ours or data[3] > 31 or data[3] & _SEALED != self._sealing:
+            return self.decode(key, data, shift)  # which says what is wrong
+        tags: Mapping[str, str] = {}
+        if data[3] & _TAGS:
+            try:
+                tags = tags_from(data, _HEADER.size)[0]
+            except DecodeError:
+                return None
+        times = times_from(data, shift)
+        return Entry(value=MISSING, **times, tags=tags, typed=data[3] & _TYPED != 0)
 
     def plain_value(self, name: bytes, data: bytes, now: float) -> tuple[Any] | None:
         """The value alone of an entry of which it says all: fresh, small, without tags, seal, compression and type;

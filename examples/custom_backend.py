@@ -66,6 +66,7 @@ class ToyBackend:
     name = "toy"
     reports = None  # nothing fails here that no call raises
     shortcut = None  # there is no shorter way than get
+    heads = None  # an entry's times come with its value
     coherence = None  # it tells nobody of changes
     health = None  # its server is never away
 

@@ -317,6 +317,7 @@ class Sticky:
     reports = None
     coherence = None
     shortcut = None
+    heads = None
     health = None
 
     async def aclose(self) -> None:

@@ -87,8 +87,8 @@ ATTRIBUTES: Final = {
     Entry: ["created_at", "expires_at", "fresh_until", "tags", "typed", "value"],
     asynccache.Caches: ["aclose", "from_env", "from_mapping", "from_toml"],
     asynccache.testing.FaultyBackend: [
-        "aclose", "coherence", "delay", "delete", "fail", "get", "get_many", "hang", "heal", "health", "incr", "keys",
-        "leases", "lose", "name", "ping", "reports", "set", "set_many", "shortcut", "touch",
+        "aclose", "coherence", "delay", "delete", "fail", "get", "get_many", "hang", "heads", "heal", "health", "incr",
+        "keys", "leases", "lose", "name", "ping", "reports", "set", "set_many", "shortcut", "touch",
     ],
     asynccache.testing.Sandbox: ["travel"],
 }  # fmt: skip

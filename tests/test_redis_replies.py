@@ -479,6 +479,8 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "a lease and damage": lambda data: LEASE + b"000000000000001" + data[:-1],
     "a lapsed lease": lambda data: LEASE + b"000000000000001",
 }
+BEHIND = ("large",)
+"""What stands behind a sound head, so far behind that who wants no value does not read it."""
 TYPES = ("list", "hash", "set", "sorted set", "stream", "bitmap")
 
 
@@ -489,7 +491,8 @@ TYPES = ("list", "hash", "set", "sorted set", "stream", "bitmap")
 )
 @pytest.mark.parametrize("damage", [*DAMAGES, *TYPES])
 async def test_damaged_entry_is_a_miss_that_is_replaced(damage: str, flavour: str, local: str | None) -> None:
-    """Damaged bytes, or another type, are a miss for every read, and are replaced by every write: at once."""
+    """Damaged bytes, or another type, are a miss for every read of a value, and are replaced by every write: at once.
+    So they are for those who want no value, where the damage is in what they read."""
     server, url = server_of(flavour), emptied(flavour)
     number = url.rpartition("/")[2]
 
@@ -504,9 +507,8 @@ async def test_damaged_entry_is_a_miss_that_is_replaced(damage: str, flavour: st
         for read in (
             lambda: cache.get("k"),
             lambda: cache.get_many(["k"]),
-            lambda: cache.exists("k"),
             lambda: cache.entry("k"),
-            lambda: cache.touch("k", "1m"),
+            *(() if damage in BEHIND else (lambda: cache.exists("k"), lambda: cache.touch("k", "1m"))),
             lambda: _all_keys(cache),
         ):
             await spoil()

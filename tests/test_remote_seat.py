@@ -554,6 +554,7 @@ async def test_a_store_without_room_for_references(clock):
         reports = None
         shortcut = None
         coherence = None
+        heads = None
         health = None
 
         async def get(self, key: str) -> None:

@@ -307,6 +307,7 @@ async def test_a_hidden_failure_marks_the_call(spans):
         reports = None
         coherence = None
         shortcut = None
+        heads = None
         health = None
 
         async def get(self, key):

@@ -4,11 +4,12 @@ import asyncio
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 from asynccache.backend import Backend, Lease, Leases
 from asynccache.clock import Clock, SystemClock
-from asynccache.entry import Entry
+from asynccache.entry import MISSING, Entry
 
 __all__ = ["BackendConformance"]
 
@@ -82,7 +83,7 @@ class BackendConformance:
             assert backend.name == backend.name.lower()
 
     async def test_an_entry_comes_back_as_it_went(self) -> None:
-        """Value, times and tags are those that were stored."""
+        """Value, times and tags are those that were stored; without its value an entry is the same."""
         async with self.opened() as backend:
             entry = self.entry(ttl=60, grace=30, tags={"blue": "1", "red:ü": "2"})
             assert await backend.set("key", entry) is True
@@ -92,6 +93,8 @@ class BackendConformance:
             assert dict(found.tags) == dict(entry.tags)
             for name in ("created_at", "fresh_until", "expires_at"):
                 assert abs(getattr(found, name) - getattr(entry, name)) <= self.resolution, name
+            if backend.heads is not None:
+                assert await backend.heads.get_many(["key", "other"]) == {"key": replace(found, value=MISSING)}
 
     async def test_every_value_comes_back_equal(self) -> None:
         """A value comes back equal and of its type, singly and with others."""
@@ -183,7 +186,9 @@ class BackendConformance:
             await self.pass_time(0.2)
             assert await self.value(backend, "key") == "value"
             assert set(await backend.get_many(["key"])) == {"key"}
+            assert backend.heads is None or set(await backend.heads.get_many(["key"])) == {"key"}
             await self.pass_time(0.3 + self.resolution)
+            assert backend.heads is None or await backend.heads.get_many(["key"]) == {}
             assert await backend.get("key") is None
             assert await backend.get_many(["key"]) == {}
 

@@ -139,6 +139,11 @@ class FaultyBackend:
         return None
 
     @property
+    def heads(self) -> None:
+        """None: each look at an entry is one of `get` or `get_many`, which can be made to fail."""
+        return None
+
+    @property
     def coherence(self) -> Coherence | None:
         """That of the backend inside."""
         return self._inner.coherence

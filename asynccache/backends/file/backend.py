@@ -78,6 +78,7 @@ class FileBackend:
         self.reports = Reports()
         self.coherence = None
         self.shortcut = None
+        self.heads = None
         self.health = None
         self._max_bytes = max_bytes
         self._max_entries = max_entries

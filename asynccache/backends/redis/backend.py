@@ -12,6 +12,7 @@ from asynccache.backends.redis.address import Settings, settings_at, settings_li
 from asynccache.backends.redis.condition import Condition
 from asynccache.backends.redis.counters import added
 from asynccache.backends.redis.forks import leave, remember
+from asynccache.backends.redis.heads import RedisHeads
 from asynccache.backends.redis.intents import Intents
 from asynccache.backends.redis.large import put, whole
 from asynccache.backends.redis.leases import RedisLeases
@@ -66,10 +67,11 @@ class RedisBackend:
         self._latest: tuple[AbstractEventLoop | None, Pool | None] = (None, None)
         self._closed = False
         self.leases = None if self.codec.plain else RedisLeases(self)
+        self.heads = RedisHeads(self)
         self.shortcut = None if self.codec.plain else RedisShortcut(self)
         self.health = Condition(self)
         self.raw = RawRedis(self)
-        self._plain = PlainValues(self)
+        self.plain = PlainValues(self)
         remember(self)
 
     @classmethod
@@ -113,7 +115,7 @@ class RedisBackend:
     async def get(self, key: str) -> Entry | None:
         """The entry, fresh or stale, or ``None``."""
         if self.codec.plain:
-            return (await self._plain.get_many([key])).get(key)
+            return (await self.plain.get_many([key])).get(key)
         name = key.encode()
         pool = self.pool()
         if self.intents.keys or pool.large_writes:
@@ -138,14 +140,14 @@ class RedisBackend:
             except BackendError as error:
                 self.reports.tell("an entry could not be read", foreign(error))
                 return None
-        return await self._entry(key, data, pool.offset, more) if data else None
+        return await self.entry(key, data, pool.offset, more) if data else None
 
     async def get_many(self, keys: Sequence[str]) -> dict[str, Entry]:
         """Those found, in one round trip."""
         if not keys:
             return {}
         if self.codec.plain:
-            return await self._plain.get_many(keys)
+            return await self.plain.get_many(keys)
         pool = self.pool()
         names = {key: key.encode() for key in keys}
         if self.intents.keys or pool.large_writes:
@@ -164,7 +166,7 @@ class RedisBackend:
                 self.reports.tell("an entry could not be read", foreign(data, away=answered))
             elif data:
                 start, *more = data if type(data) is list else (data,)
-                entry = await self._entry(key, start, pool.offset, more) if start else None
+                entry = await self.entry(key, start, pool.offset, more) if start else None
                 if entry is not None:
                     entries[key] = entry
         return entries
@@ -188,7 +190,7 @@ class RedisBackend:
         left = milliseconds(entry.expires_at - self.now())
         if only_if is not None:
             if self.codec.plain:
-                return await self._plain.put_if(name, only_if, left, data)
+                return await self.plain.put_if(name, only_if, left, data)
             if await pool.run(name, PUT_IF, (name,), only_if, self.now() + pool.offset, left, data):
                 return True
             return only_if == "absent" and await self._replaced(pool, key, name, left, data)
@@ -252,7 +254,7 @@ class RedisBackend:
         now = self.now()
         left = milliseconds(expires_at - now)
         if self.codec.plain:
-            return await self._plain.touch(name, left)
+            return await self.plain.touch(name, left)
         fresh = "" if fresh_until == math.inf else repr(fresh_until + offset)
         grace = "" if expires_at == math.inf or fresh == "" else repr(max(expires_at - fresh_until, 0.0))
         try:
@@ -264,7 +266,7 @@ class RedisBackend:
     async def incr(self, key: str, delta: int, *, ttl: float | None) -> int:
         """Add to a counter; sent once, whether or not the reply comes."""
         if self.codec.plain:
-            return await self._plain.incr(key.encode(), delta, ttl)
+            return await self.plain.incr(key.encode(), delta, ttl)
         return await added(self, key, delta, ttl)
 
     async def keys(self, prefix: str) -> AsyncIterator[str]:
@@ -425,13 +427,13 @@ class RedisBackend:
     async def _replaced(self, pool: Pool, key: str, name: bytes, left: int | str, data: bytes) -> bool:
         """Whether what seemed to be there could not be read, and was replaced: it is as good as absent."""
         old = await pool.ask(name, b"GET", name)
-        if not old or await self._entry(key, old, pool.offset) is not None:
+        if not old or await self.entry(key, old, pool.offset) is not None:
             return False
         return bool(await pool.run(name, SWAP, (name,), old, data, left))
 
     # Reading
 
-    async def _entry(self, key: str, data: bytes, offset: float, more: Sequence[bytes] = ()) -> Entry | None:
+    async def entry(self, key: str, data: bytes, offset: float, more: Sequence[bytes] = ()) -> Entry | None:
         """The entry that the bytes stand for; ``None`` when it is over, or cannot be read, which is told."""
         if data[0] == LEASE_MAGIC:
             data = data[LEASE_BYTES:]

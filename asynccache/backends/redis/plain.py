@@ -2,18 +2,18 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from typing import Any, Final, Protocol, final
 
 from asynccache._offloading import decoded
 from asynccache.backend import OnlyIf, Reports
 from asynccache.backends.redis.pool import Pool
+from asynccache.backends.redis.reading import HEAD, first_bytes
 from asynccache.backends.redis.replies import code_of, foreign, told
 from asynccache.backends.redis.scripts import DROP
 from asynccache.backends.redis.times import milliseconds
 from asynccache.backends.redis.wire import pack
 from asynccache.codec import Codec
-from asynccache.entry import Entry
+from asynccache.entry import MISSING, Entry
 from asynccache.errors import BackendError, DecodeError, EncodeError
 
 __all__ = ["PlainValues", "Store"]
@@ -39,11 +39,16 @@ class PlainValues:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    async def get_many(self, keys: Sequence[str]) -> dict[str, Entry]:
-        """Those found."""
+    async def get_many(self, keys: Sequence[str], *, heads: bool = False) -> dict[str, Entry]:
+        """Those found; as heads without their values, of which the first bytes alone are read: whether a longer one
+        can be decoded is not seen."""
         store = self._store
         names = {key: key.encode() for key in keys}
-        commands = [(name, pack((command, name))) for name in names.values() for command in (b"GET", b"PTTL")]
+        commands = [
+            (name, command)
+            for name in names.values()
+            for command in (first_bytes(name) if heads else pack((b"GET", name)), pack((b"PTTL", name)))
+        ]
         pool = store.pool()
         await store.settle(pool, names.values())
         replies = await pool.ask_all(commands)
@@ -54,12 +59,14 @@ class PlainValues:
                 store.reports.tell("an entry could not be read", foreign(data))
             elif data is not None and told(left) != _GONE:
                 try:
-                    entry = await decoded(store.codec, key, data)
+                    long = heads and len(data) == HEAD
+                    value = MISSING if long else (await decoded(store.codec, key, data)).value
                 except DecodeError as error:
                     store.reports.tell("an entry could not be read", error)
                     continue
                 until = math.inf if left < 0 else now + left / 1_000
-                entries[key] = replace(entry, created_at=now, fresh_until=until, expires_at=until)
+                value = MISSING if heads else value
+                entries[key] = Entry(value=value, created_at=now, fresh_until=until, expires_at=until)
         return entries
 
     async def put_if(self, name: bytes, only_if: OnlyIf, left: int | str, data: bytes) -> bool:

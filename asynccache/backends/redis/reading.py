@@ -13,10 +13,13 @@ from typing import Any, Final, Protocol, final
 from asynccache.backends.redis.wire import Asked, pack
 from asynccache.errors import BackendError
 
-__all__ = ["CHUNK", "Merger", "Way", "first_chunk"]
+__all__ = ["CHUNK", "HEAD", "Merger", "Way", "first_bytes", "first_chunk"]
 
 CHUNK: Final = 65_536
 """How many bytes are read of any value; what is longer is large."""
+
+HEAD: Final = 512
+"""How many bytes are read where a value is not wanted: a lease, the header, and ten tags or so."""
 
 _MOST_KEYS: Final = 128
 
@@ -29,6 +32,12 @@ def first_chunk(name: bytes) -> bytes:
     return b"*4\r\n$8\r\nGETRANGE\r\n$%d\r\n%b%b" % (len(name), name, _RANGE)
 
 
+def first_bytes(name: bytes) -> bytes:
+    """The command for the first `HEAD` bytes of what is under a key."""
+    return b"*4\r\n$8\r\nGETRANGE\r\n$%d\r\n%b%b" % (len(name), name, _HEAD_RANGE)
+
+
+_HEAD_RANGE: Final = b"\r\n$1\r\n0\r\n$%d\r\n%d\r\n" % (len(str(HEAD - 1)), HEAD - 1)
 _RANGE: Final = b"\r\n$1\r\n0\r\n$%d\r\n%d\r\n" % (len(str(CHUNK - 1)), CHUNK - 1)
 
 

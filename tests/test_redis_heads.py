@@ -1,0 +1,165 @@
+"""Calls on Redis that want no value: they read the start of an entry, and mean what they meant."""
+
+import asyncio
+import math
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from servers import Server
+from stores import on_redis
+from test_redis_shortcut import cost
+
+from asynccache import MISSING, Cache
+from asynccache.codec import Codec
+
+BYTES = Codec("bytes")
+SECRET = "0123456789abcdef"
+CODECS: dict[str, Any] = {
+    "bytes": Codec("bytes"),
+    "signed": Codec("bytes", keys=[SECRET]),
+    "encrypted": Codec("bytes", keys=[SECRET], encrypt=True),
+    "plain": Codec("bytes", plain=True),
+    "json": Codec("json"),
+}
+
+
+def sent(server: Server) -> int:
+    """How many bytes the server has sent."""
+    return int(server.info("stats")["total_net_output_bytes"])
+
+
+def value_for(name: str, size: int) -> Any:
+    """A value of so many bytes that a codec can keep, and cannot make shorter."""
+    return os.urandom(size // 2).hex() if name == "json" else os.urandom(size)
+
+
+@pytest.mark.parametrize("local", [None, "memory://"])
+@pytest.mark.parametrize("name", CODECS)
+async def test_no_value_is_moved(url: str, server: Server, name: str, local: str | None) -> None:
+    """Who asks whether an entry is there, how long it is, or gives it another ttl, is not sent a large value."""
+    async with Cache(url, local=local, codec=CODECS[name], on_error="raise") as cache:
+        await cache.set("key", value_for(name, 2_000_000), 60)
+        before = sent(server)
+        assert await cache.exists("key") is True
+        assert await cache.ttl("key") == pytest.approx(60, abs=5)
+        assert await cache.touch("key", 100) is True
+        assert await cache.ttl("key") == pytest.approx(100, abs=5)
+        assert await cache.touch("key", None) is True
+        assert await cache.ttl("key") == math.inf
+        assert sent(server) - before < 100_000
+
+
+@pytest.mark.parametrize("size", [10, 2_000_000])
+async def test_round_trips(url: str, size: int) -> None:
+    """A look is one command, whatever the size of the value; another ttl is a look and a script."""
+    async with Cache(url, codec=BYTES, on_error="raise") as cache:
+        await cache.set("key", os.urandom(size), 60)
+        await cache.touch("key", 60)
+        assert await cost(cache, cache.exists("key")) == {"getrange": 1}
+        assert await cost(cache, cache.ttl("key")) == {"getrange": 1}
+        assert (await cost(cache, cache.touch("key", 60)))["evalsha"] == 1
+
+
+@pytest.mark.parametrize("name", [each for each in CODECS if each != "plain"])
+@pytest.mark.parametrize("size", [0, 10, 400, 488, 500, 5_000, 200_000])
+@pytest.mark.parametrize("tags", [0, 1, 12, 400])
+async def test_a_head_says_what_the_entry_does(url: str, name: str, size: int, tags: int) -> None:
+    """Times and tags are the same with and without the value, wherever they end; with a lease in front too."""
+    value = value_for(name, size)
+    store = on_redis(url, codec=CODECS[name])
+    async with Cache(store, on_error="raise") as cache:
+        await cache.set("key", value, 60, grace=30, tags=[f"a tag of some length {number}" for number in range(tags)])
+        entry = await store.get("key")
+        assert entry is not None
+        for leased in (False, True):
+            if leased:
+                assert store.leases is not None
+                assert await store.leases.acquire("key", ttl=30) is not None
+            (head,) = (await store.heads.get_many(["key", "another"])).values()
+            assert head.value is MISSING
+            assert (head.created_at, head.fresh_until) == (entry.created_at, entry.fresh_until)
+            assert head.expires_at == entry.expires_at
+            assert dict(head.tags) == dict(entry.tags)
+            assert len(head.tags) == tags
+        assert await cache.exists("key")
+        if tags:
+            await cache.invalidate_tags(f"a tag of some length {tags - 1}")
+            assert not await cache.exists("key")
+            assert not await cache.touch("key", 100)
+    await store.aclose()
+
+
+async def test_a_lease_alone_is_no_entry(url: str) -> None:
+    """Nor is what is over, or was never there."""
+    store = on_redis(url)
+    assert store.leases is not None
+    assert await store.leases.acquire("key", ttl=30) is not None
+    assert await store.heads.get_many(["key", "another"]) == {}
+    assert await store.heads.get_many([]) == {}
+    await store.aclose()
+
+
+@pytest.mark.parametrize("size", [10, 200_000])
+async def test_what_another_codec_wrote_is_not_there(url: str, size: int) -> None:
+    """Another serializer, or one with keys of its own where there are none, is seen by the header, and told."""
+    told: list[BaseException] = []
+    async with Cache(url, codec=Codec("bytes"), on_error=told.append) as cache:
+        for number, codec in enumerate((Codec("str"), Codec("bytes", keys=[SECRET])), 1):
+            async with Cache(url, codec=codec, on_error="raise") as other:
+                await other.set("key", "x" * size if number == 1 else os.urandom(size), 60)
+            assert not await cache.exists("key")
+            assert len(told) == 2 * number - 1
+            assert not await cache.touch("key", 100)
+            assert len(told) == 2 * number
+
+
+@pytest.mark.parametrize("encrypt", [False, True])
+async def test_a_seal_that_cannot_be_tested(url: str, encrypt: bool) -> None:
+    """A small entry that another key has sealed is absent; a large one is there for who does not want its value."""
+    async with Cache(url, codec=Codec("bytes", keys=[SECRET[::-1]], encrypt=encrypt), on_error="raise") as other:
+        await other.set("small", os.urandom(10), 60)
+        await other.set("large", os.urandom(10_000), 60)
+    async with Cache(url, codec=Codec("bytes", keys=[SECRET], encrypt=encrypt)) as cache:
+        assert [await cache.exists(key) for key in ("small", "large")] == [False, True]
+        assert await cache.get("large") is None
+        assert await cache.get_or_set("large", lambda: b"new") == b"new"
+        assert await cache.get("large") == b"new"
+
+
+async def test_plain_values_that_are_no_texts(url: str) -> None:
+    """An empty plain value is there; another type is not; a small value that cannot be decoded is not, a large one
+    is."""
+    plain = [Codec(name, plain=True) for name in ("json", "str")]
+    async with Cache(url, codec=plain[0]) as cache, Cache(url, codec=plain[1]) as texts:
+        await texts.set("empty", "", 60)
+        assert await texts.exists("empty")
+        await cache.redis.command("RPUSH", "list", "x")
+        await texts.set("small", "no JSON", 60)
+        await texts.set("large", "no JSON" * 1_000, 60)
+        assert [await cache.exists(key) for key in ("list", "small", "large", "none")] == [False, False, True, False]
+
+
+@pytest.mark.parametrize("call", [lambda cache: cache.exists("key"), lambda cache: cache.touch("key", 60)])
+async def test_what_is_owed_is_not_looked_at(url: str, call: Callable[[Cache], Any]) -> None:
+    """A deletion that has failed comes first."""
+    store = on_redis(url)
+    async with Cache(store, on_error="raise") as cache:
+        await cache.set("key", 1, 60)
+        store.owe(store.pool(), [b"key"])
+        assert not await call(cache)
+    await store.aclose()
+
+
+async def test_a_large_write_comes_first(url: str) -> None:
+    """Who asks for an entry that is being written hears of the new one."""
+    store = on_redis(url, codec=BYTES)
+    async with Cache(store, on_error="raise") as cache:
+        await cache.ping()
+        writing = asyncio.ensure_future(cache.set("key", os.urandom(900_000), 60))
+        await asyncio.sleep(0)
+        assert store.pool().large_writes
+        assert await cache.exists("key")
+        await writing
+    await store.aclose()
