@@ -18,7 +18,7 @@ from asynccache._failures import Failures, OnError
 from asynccache._glob import compile_glob
 from asynccache._keeping import as_entry, life_of
 from asynccache._life import Life
-from asynccache._listing import cleared, keys_of
+from asynccache._listing import Listing, cleared
 from asynccache._loading import Loader
 from asynccache._locks import Locks
 from asynccache._seats import Seats
@@ -233,13 +233,13 @@ class Dispatcher:
 
     async def keys(self, prefix: str, pattern: str) -> AsyncIterator[str]:
         """The keys under the prefix that match, without it."""
-        matches = compile_glob(pattern)
-        with self.tracing.call("cache.keys"):
-            keys = [] if self.disabled else await keys_of(self.seats, prefix)
-        for key in keys:
-            own = key[len(prefix) :]
-            if "\0" not in own and matches(own):
-                yield own
+        listing, ended = Listing(self.seats, prefix, compile_glob(pattern)), False
+        while not ended:
+            with self.tracing.call("cache.keys"):  # one for each slice: what a user does in between is no part of it
+                keys = [] if self.disabled else await listing.more()
+            ended = self.disabled or listing.ended
+            for key in keys:
+                yield key
 
     # Writing
 

@@ -1,41 +1,84 @@
 """Which keys there are in the two seats, and their removal: by prefix, a slice at a time."""
 
 import asyncio
-from collections.abc import Callable
-from typing import Final
+from collections.abc import AsyncIterator, Callable
+from itertools import islice
+from typing import Final, final
 
 from asynccache._seats import Seats
 from asynccache.backend import Backend
 
-__all__ = ["cleared", "keys_of"]
+__all__ = ["Listing", "cleared"]
 
 _KEYS_SLICE: Final = 2_000
+_STORED_SLICE: Final = 250
 _CLEAR_SLICE: Final = 500
 
 
-async def keys_of(seats: Seats, prefix: str) -> list[str]:
-    """The keys of fresh entries that start with the prefix, without those that the package keeps for itself."""
-    keys: list[str] = []
-    if seats.remote is not None and seats.stored is not None:
-        # A store names what is stale too, or it could not be cleared. Deeper namespaces are not asked for.
-        stored: list[str] = await seats.attempt("keys", _collect(seats.remote, prefix), [])
-        own = [key for key in stored if "\0" not in key[len(prefix) :]]
-        for start in range(0, len(own), _CLEAR_SLICE):
-            entries = await seats.stored.entries(own[start : start + _CLEAR_SLICE])
-            now = seats.clock.monotonic() + seats.clock.epoch
-            keys += [key for key, entry in entries.items() if now < entry.fresh_until]
-        return keys
-    if seats.local is None:
-        return []
-    now = seats.clock.monotonic()
-    for count, key in enumerate(seats.local.keys(), 1):
-        if key.startswith(prefix):
-            found = seats.look(key, now)
-            if found is not None and now < found[1].fresh_until:
-                keys.append(key)
-        if count % _KEYS_SLICE == 0:
+@final
+class Listing:
+    """The keys of fresh entries that start with a prefix and match, without those that the package keeps for itself.
+
+    Args:
+        seats: Where the entries are.
+        prefix: What their whole keys start with.
+        matches: Whether a key without the prefix is wanted.
+
+    Attributes:
+        ended: Whether there are no more.
+    """
+
+    def __init__(self, seats: Seats, prefix: str, matches: Callable[[str], bool]) -> None:
+        self.ended = False
+        self._seats = seats
+        self._prefix = prefix
+        self._matches = matches
+        # A store names what is stale too, or it could not be cleared.
+        self._names = None if seats.remote is None else seats.remote.keys(prefix)
+        self._here = iter(() if seats.local is None else seats.local.keys())
+
+    async def more(self) -> list[str]:
+        """The keys of the next slice, without the prefix; perhaps none.
+
+        Raises:
+            BackendError: The store failed, and failures are to be raised; hidden ones are told of, and what the slice
+                has is missing.
+        """
+        seats, stored = self._seats, self._seats.stored
+        if stored is None or self._names is None:
+            return await self._next_here()
+        keys: list[str] = []
+        self.ended = not await seats.attempt("keys", self._fill(keys, self._names), False)
+        heads = await stored.heads(keys) if keys else {}
+        now = seats.clock.monotonic() + seats.clock.epoch
+        return [key[len(self._prefix) :] for key, head in heads.items() if now < head.fresh_until]
+
+    async def _next_here(self) -> list[str]:
+        names = list(islice(self._here, _KEYS_SLICE))
+        self.ended = len(names) < _KEYS_SLICE
+        keys = []
+        now = self._seats.clock.monotonic()
+        for name in names:
+            if self._wanted(name):
+                found = self._seats.look(name, now)
+                if found is not None and now < found[1].fresh_until:
+                    keys.append(name[len(self._prefix) :])
+        if not self.ended:
             await asyncio.sleep(0)
-    return keys
+        return keys
+
+    async def _fill(self, keys: list[str], names: AsyncIterator[str]) -> bool:
+        """Add the next names that are wanted; whether there may be more."""
+        async for name in names:
+            if self._wanted(name):
+                keys.append(name)
+                if len(keys) == _STORED_SLICE:
+                    return True
+        return False
+
+    def _wanted(self, name: str) -> bool:
+        own = name[len(self._prefix) :]
+        return name.startswith(self._prefix) and "\0" not in own and self._matches(own)  # no deeper namespace's
 
 
 async def cleared(seats: Seats, matches: Callable[[str], bool], prefix: str) -> int:

@@ -42,14 +42,17 @@ class Stored:
 
     async def entries(self, keys: Sequence[str]) -> dict[str, Entry]:
         """Those found, fresh or stale, in one round trip (one more where entries have tags)."""
-        entries: Mapping[str, Entry] = await self._attempt("get_many", self._remote.get_many(keys), {})
-        versions = await self._versions({tag for entry in entries.values() for tag in entry.tags})
-        return {key: entry for key, entry in entries.items() if _valid(entry, versions)}
+        return await self._valid_of(await self._attempt("get_many", self._remote.get_many(keys), {}))
 
     async def head(self, key: str) -> Entry | None:
         """The entry, fresh or stale; its value is left where it is, if the store can do that."""
         found = await self._head(key)
         return None if found is None else await self.entry(key, found)
+
+    async def heads(self, keys: Sequence[str]) -> dict[str, Entry]:
+        """As `entries`, with the values left where they are, if the store can do that."""
+        ask = self._remote.get_many if self._heads is None else self._heads.get_many
+        return await self._valid_of(await self._attempt("keys", ask(keys), {}))
 
     async def put(self, key: str, entry: Entry, only_if: OnlyIf) -> bool | None:
         """Store an entry; whether the condition held, ``None`` when the store failed.
@@ -64,6 +67,10 @@ class Stored:
             await self._attempt("delete", remote.delete([key]), 0)
             stored = await self._attempt("set", remote.set(key, entry, only_if=only_if), None)
         return stored
+
+    async def _valid_of(self, entries: Mapping[str, Entry]) -> dict[str, Entry]:
+        versions = await self._versions({tag for entry in entries.values() for tag in entry.tags})
+        return {key: entry for key, entry in entries.items() if _valid(entry, versions)}
 
     async def _hidden(self, key: str) -> bool:
         found = await self._head(key)

@@ -163,3 +163,63 @@ async def test_a_large_write_comes_first(url: str) -> None:
         assert await cache.exists("key")
         await writing
     await store.aclose()
+
+
+@pytest.mark.parametrize("name", CODECS)
+async def test_a_list_of_keys_moves_no_values(url: str, server: Server, name: str) -> None:
+    """Each key is listed, however large the values are, and none of these is sent."""
+    value = value_for(name, 40_000)
+    async with Cache(url, namespace="large", codec=CODECS[name], on_error="raise") as cache:
+        names = {f"k{number}" for number in range(300)}
+        await cache.set_many(dict.fromkeys(names, value), 60)
+        before = sent(server)
+        found = [key async for key in cache.keys()]  # noqa: SIM118 - a cache is no mapping
+        assert set(found) == names
+        assert len(found) == len(names)
+        assert sent(server) - before < 1_000_000
+
+
+async def test_large_entries_that_are_not_listed(url: str) -> None:
+    """A stale one, and one that a tag hides: what is listed is fresh and valid, by its head alone."""
+    async with Cache(url, codec=BYTES, on_error="raise") as cache:
+        value = os.urandom(10_000)
+        await cache.set("fresh", value, 60, tags=["kept"])
+        await cache.set("stale", value, 0.01, grace=60, tags=["kept"])
+        await cache.set("hidden", value, 60, tags=["kept", "gone"])
+        await cache.set("many tags", value, 60, tags=[f"tag {number}" for number in range(200)])
+        await cache.invalidate_tags("gone")
+        await asyncio.sleep(0.02)
+        assert {key async for key in cache.keys()} == {"fresh", "many tags"}  # noqa: SIM118
+
+
+async def test_the_pattern_comes_first(url: str) -> None:
+    """Of a thousand keys the one that matches is looked at."""
+    async with Cache(url, on_error="raise") as cache:
+        await cache.set_many({f"k{number}": number for number in range(1_000)})
+
+        async def listed() -> list[str]:
+            return [key async for key in cache.keys("k[1]")]
+
+        spent = await cost(cache, listed())
+        assert await listed() == ["k1"]
+        assert spent.pop("scan") >= 1
+        assert spent == {"getrange": 1}
+
+
+async def test_others_are_served_while_keys_are_listed(url: str) -> None:
+    """A slice at a time: who reads beside it gets an answer between two of them."""
+    async with Cache(url, on_error="raise") as cache:
+        await cache.set_many({f"k{number}": number for number in range(3_000)})
+        answers = 0
+
+        async def read() -> None:
+            nonlocal answers
+            while True:
+                await cache.get("k1")
+                answers += 1
+
+        reading = asyncio.ensure_future(read())
+        seen = [answers async for _ in cache.keys()]  # noqa: SIM118
+        reading.cancel()
+        assert len(seen) == 3_000
+        assert len(set(seen)) >= 5
