@@ -99,6 +99,10 @@ class _PrefixedHeads:
         prefix = self._prefix
         return _all_bared(await self._heads.get_many([prefix + key for key in keys]), prefix)
 
+    async def add(self, key: str, entry: Entry) -> Entry | None:
+        there = await self._heads.add(self._prefix + key, _whole(entry, self._prefix))
+        return there if there is None or not there.tags else _bared(there, self._prefix)
+
 
 @final
 class _PrefixedLeases:

@@ -7,7 +7,7 @@ from asynccache._copies import Copies
 from asynccache._failures import Failures
 from asynccache._tags import RemoteTags, record_key
 from asynccache.backend import Backend, OnlyIf
-from asynccache.entry import Entry
+from asynccache.entry import MISSING, Entry
 
 __all__ = ["Stored"]
 
@@ -59,22 +59,32 @@ class Stored:
 
         What tags hide is absent to users and present to the store.
         """
-        remote = self._remote
-        if only_if == "present" and await self._hidden(key):
-            return False
-        stored: bool | None = await self._attempt("set", remote.set(key, entry, only_if=only_if), None)
-        if only_if == "absent" and stored is False and await self._hidden(key):
-            await self._attempt("delete", remote.delete([key]), 0)
-            stored = await self._attempt("set", remote.set(key, entry, only_if=only_if), None)
+        if only_if == "absent":
+            return await self._add(key, entry)
+        if only_if == "present":
+            found = await self._head(key)
+            if found is not None and await self.entry(key, found) is None:
+                return False
+        return await self._attempt("set", self._remote.set(key, entry, only_if=only_if), None)
+
+    async def _add(self, key: str, entry: Entry) -> bool | None:
+        stored, there = await self._try_to_add(key, entry)
+        if there is not None and await self.entry(key, there) is None:
+            await self._attempt("delete", self._remote.delete([key]), 0)
+            stored, _ = await self._try_to_add(key, entry)
         return stored
+
+    async def _try_to_add(self, key: str, entry: Entry) -> tuple[bool | None, Entry | None]:
+        """As `put`, by the store's notion of what is absent; and what is there instead."""
+        if self._heads is None:
+            stored = await self._attempt("set", self._remote.set(key, entry, only_if="absent"), None)
+            return stored, await self._head(key) if stored is False else None
+        there = await self._attempt("set", self._heads.add(key, entry), MISSING)
+        return (None, None) if there is MISSING else (there is None, there)
 
     async def _valid_of(self, entries: Mapping[str, Entry]) -> dict[str, Entry]:
         versions = await self._versions({tag for entry in entries.values() for tag in entry.tags})
         return {key: entry for key, entry in entries.items() if _valid(entry, versions)}
-
-    async def _hidden(self, key: str) -> bool:
-        found = await self._head(key)
-        return found is not None and await self.entry(key, found) is None
 
     async def _head(self, key: str) -> Entry | None:
         """What the store has, valid or not."""

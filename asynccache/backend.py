@@ -208,7 +208,7 @@ class Shortcut(Protocol):
 
 
 class Heads(Protocol):
-    """Reads of entries of which only the times and tags are wanted: no large value is moved for them."""
+    """Entries of which only the times and tags are wanted: no large value is moved for them."""
 
     async def get_many(self, keys: Sequence[str]) -> dict[str, Entry]:
         """What `Backend.get_many` finds, in one round trip, with `MISSING` for each value.
@@ -218,6 +218,11 @@ class Heads(Protocol):
         Raises:
             BackendError: One of them could not be asked for.
         """
+        ...
+
+    async def add(self, key: str, entry: Entry) -> Entry | None:
+        """Store it as `Backend.set` does if the key is absent, and return ``None``; else what is there, with `MISSING`
+        for its value: in one round trip."""
         ...
 
 

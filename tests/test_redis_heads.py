@@ -166,6 +166,58 @@ async def test_a_large_write_comes_first(url: str) -> None:
 
 
 @pytest.mark.parametrize("name", CODECS)
+async def test_a_condition_moves_no_value(url: str, server: Server, name: str) -> None:
+    """Who stores where nothing is, or where something is, is not sent what is there."""
+    async with Cache(url, codec=CODECS[name], on_error="raise") as cache:
+        value = value_for(name, 2_000_000)
+        await cache.set("key", value, 60)
+        before = sent(server)
+        assert await cache.add("key", value[:10], 60) is False
+        assert await cache.set("key", value[:20], 60, only_if="present") is True
+        assert sent(server) - before < 100_000
+        assert await cache.get("key") == value[:20]
+
+
+@pytest.mark.parametrize("size", [10, 2_000_000])
+async def test_a_key_that_is_taken_is_one_round_trip(url: str, size: int) -> None:
+    """The script that does not store says what it has found: nobody asks again."""
+    async with Cache(url, codec=BYTES, on_error="raise") as cache:
+        await cache.set("key", os.urandom(size), 60)
+        await cache.add("key", b"new", 60)
+        assert await cost(cache, cache.add("key", b"new", 60)) == {"evalsha": 1, "getrange": 1}
+
+
+@pytest.mark.parametrize("size", [10, 200_000])
+@pytest.mark.parametrize("local", [None, "memory://"])
+async def test_what_is_as_good_as_absent(url: str, size: int, local: str | None) -> None:
+    """A stale entry, one that a tag hides and one of another codec give way to one that is added."""
+    async with Cache(url, local=local, namespace="own", codec=BYTES, on_error="raise") as cache:
+        value = os.urandom(size)
+        await cache.set("stale", value, 0.01, grace=60)
+        await cache.set("hidden", value, 60, tags=["gone"])
+        await cache.set("valid", value, 60, tags=["kept"])
+        await cache.invalidate_tags("gone")
+        async with Cache(url, namespace="own", codec=Codec("str"), on_error="raise") as other:
+            await other.set("foreign", "x" * size, 60)
+        await asyncio.sleep(0.02)
+        assert await cache.set("hidden", b"new", 60, only_if="present") is False
+        for key, wanted in {"stale": True, "hidden": True, "foreign": True, "valid": False}.items():
+            assert await cache.add(key, b"new", 60) is wanted
+            assert await cache.get(key) == (b"new" if wanted else value)
+
+
+async def test_a_damaged_large_entry_is_there_for_who_adds(url: str) -> None:
+    """Its head is sound, and no more is looked at; a load replaces it, as ever."""
+    async with Cache(url, codec=BYTES, on_error="raise") as cache:
+        await cache.set("key", os.urandom(10_000), 60)
+        await cache.redis.command("APPEND", "key", b"x")
+        assert await cache.add("key", b"new") is False
+        assert await cache.get("key") is None
+        assert await cache.get_or_set("key", lambda: b"new") == b"new"
+        assert await cache.get("key") == b"new"
+
+
+@pytest.mark.parametrize("name", CODECS)
 async def test_a_list_of_keys_moves_no_values(url: str, server: Server, name: str) -> None:
     """Each key is listed, however large the values are, and none of these is sent."""
     value = value_for(name, 40_000)

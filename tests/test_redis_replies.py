@@ -524,7 +524,7 @@ async def test_damaged_entry_is_a_miss_that_is_replaced(damage: str, flavour: st
             "memoized": lambda: cache.memoize(key="k")(_new)(),
             "refresh": lambda: cache.memoize(key="k")(_new).refresh(),
             "get_or_set_many": lambda: cache.get_or_set_many(["k"], lambda keys: {"k": "new"}),
-            "add": lambda: cache.add("k", "new"),
+            **({} if damage in BEHIND else {"add": lambda: cache.add("k", "new")}),
         }.items():
             await spoil()
             assert await write(), name

@@ -4,12 +4,13 @@ import math
 from asyncio import AbstractEventLoop, get_running_loop, sleep
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from ssl import SSLContext
-from typing import Any, Final, Self, final
+from typing import Any, Final, Literal, Self, final
 
 from asynccache._offloading import decoded, encoded_parts, is_large, joined
 from asynccache.backend import OnlyIf, Reports
 from asynccache.backends.redis.address import Settings, settings_at, settings_like
 from asynccache.backends.redis.condition import Condition
+from asynccache.backends.redis.conditional import put_if
 from asynccache.backends.redis.counters import added
 from asynccache.backends.redis.forks import leave, remember
 from asynccache.backends.redis.heads import RedisHeads
@@ -23,7 +24,7 @@ from asynccache.backends.redis.pool import Pool
 from asynccache.backends.redis.raw import RawRedis
 from asynccache.backends.redis.reading import CHUNK, first_chunk
 from asynccache.backends.redis.replies import ErrorReply, code_of, foreign, told
-from asynccache.backends.redis.scripts import DELETE, LEASE_BYTES, LEASE_MAGIC, PUT_IF, SWAP, TOUCH
+from asynccache.backends.redis.scripts import DELETE, LEASE_BYTES, LEASE_MAGIC, TOUCH
 from asynccache.backends.redis.shortcut import RedisShortcut, store_small
 from asynccache.backends.redis.times import milliseconds
 from asynccache.backends.redis.tracker import Tracker
@@ -173,31 +174,31 @@ class RedisBackend:
 
     async def set(self, key: str, entry: Entry, *, only_if: OnlyIf = None) -> bool:
         """Store it, if the condition holds."""
+        if only_if is not None:
+            return await self.put_if(key, entry, only_if) is None
         name = key.encode()
         pool = self.pool()
         if not pool.met:
-            await self._meet(pool, name)
-        if (only_if is not None and self.intents.keys) or pool.large_writes:
+            await self.meet(pool, name)
+        if pool.large_writes:
             await self.settle(pool, (name,))
         if is_large(entry.value):
             parts = await encoded_parts(self.codec, key, entry, pool.offset)
-            if only_if is None and sum(map(len, parts)) >= CHUNK:
+            if sum(map(len, parts)) >= CHUNK:
                 await put(self, pool, name, parts, milliseconds(entry.expires_at - self.now()))
                 return True
             data = await joined(parts)
         else:
             data = self.codec.encode(key, entry, pool.offset)
         left = milliseconds(entry.expires_at - self.now())
-        if only_if is not None:
-            if self.codec.plain:
-                return await self.plain.put_if(name, only_if, left, data)
-            if await pool.run(name, PUT_IF, (name,), only_if, self.now() + pool.offset, left, data):
-                return True
-            return only_if == "absent" and await self._replaced(pool, key, name, left, data)
         if len(data) >= CHUNK:
             await put(self, pool, name, (data,), left)
             return True
         return await store_small(self, pool, name, data, left)
+
+    async def put_if(self, key: str, entry: Entry, only_if: Literal["absent", "present"]) -> Entry | None:
+        """Store it if the condition holds; else the head of what is there."""
+        return await put_if(self, key, entry, only_if)
 
     async def set_many(self, entries: Mapping[str, Entry]) -> None:
         """Store all, in one round trip."""
@@ -205,7 +206,7 @@ class RedisBackend:
             return
         pool = self.pool()
         if not pool.met:
-            await self._meet(pool, *(key.encode() for key in entries))
+            await self.meet(pool, *(key.encode() for key in entries))
         now = self.now()
         small: list[Small] = []
         large: list[Large] = []
@@ -229,7 +230,7 @@ class RedisBackend:
         pool = self.pool()
         names = list(dict.fromkeys(key.encode() for key in keys))
         if not pool.met:
-            await self._meet(pool, *names)
+            await self.meet(pool, *names)
         now = self.now() + pool.offset
         commands = [
             (
@@ -416,20 +417,13 @@ class RedisBackend:
             self.leases.forget()
         self.coherence.changed(None)  # the parent is told of what it has read, the child is not
 
-    async def _meet(self, pool: Pool, *names: bytes) -> None:
+    async def meet(self, pool: Pool, *names: bytes) -> None:
         """Know the server's clock before something is written by it."""
         try:
             await pool.meet(names[0])
         except BaseException:
             self.owe(pool, names)
             raise
-
-    async def _replaced(self, pool: Pool, key: str, name: bytes, left: int | str, data: bytes) -> bool:
-        """Whether what seemed to be there could not be read, and was replaced: it is as good as absent."""
-        old = await pool.ask(name, b"GET", name)
-        if not old or await self.entry(key, old, pool.offset) is not None:
-            return False
-        return bool(await pool.run(name, SWAP, (name,), old, data, left))
 
     # Reading
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Final, Protocol, final
+from typing import Final, Literal, Protocol, final
 
 from asynccache.backend import Reports
 from asynccache.backends.redis.intents import Intents
@@ -31,6 +31,7 @@ class Store(Protocol):
     def pool(self) -> Pool: ...
     def now(self) -> float: ...
     async def settle(self, pool: Pool, names: Iterable[bytes]) -> None: ...
+    async def put_if(self, key: str, entry: Entry, only_if: Literal["absent", "present"]) -> Entry | None: ...
     async def entry(self, key: str, data: bytes, offset: float, more: Sequence[bytes] = ()) -> Entry | None: ...
 
 
@@ -66,6 +67,10 @@ class RedisHeads:
                 if entry is not None:
                     entries[key] = entry
         return entries
+
+    async def add(self, key: str, entry: Entry) -> Entry | None:
+        """Store it if nothing fresh is there; else what is."""
+        return await self._store.put_if(key, entry, "absent")
 
     async def entry(self, pool: Pool, key: str, data: bytes) -> Entry | None:
         """The entry without its value; ``None`` when it is over, or cannot be read, which is told.

@@ -75,11 +75,13 @@ class PlainValues:
         condition = b"NX" if only_if == "absent" else b"XX"
         lasting: tuple[Any, ...] = () if left == "" else (b"PX", left)
         pool = self._store.pool()
-        if only_if == "present" and not await self.get_many([name.decode()]):
+        if only_if == "present" and not await self.get_many([name.decode()], heads=True):
             return False  # what cannot be read is as good as absent
         command = (b"SET", name, data, condition, *lasting)
         stored = await pool.ask(name, *command) is not None
-        if not stored and only_if == "absent" and await self._dropped(pool, name):
+        if stored or only_if == "present" or await self.get_many([name.decode()], heads=True):
+            return stored
+        if await self._dropped(pool, name):
             stored = await pool.ask(name, *command) is not None
         return stored
 

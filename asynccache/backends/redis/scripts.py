@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from hashlib import sha1
 from typing import Final
 
+from asynccache.backends.redis.reading import HEAD
 from asynccache.backends.redis.wire import pack
 
 __all__ = [
@@ -83,14 +84,16 @@ class Script:
 
 PUT_IF: Final = Script(
     _COMMON
+    + f"local v = first(KEYS[1], {HEAD - 1})"
     + """
-if fresh(first(KEYS[1], 55), tonumber(ARGV[2])) ~= (ARGV[1] == 'present') then return 0 end
+if fresh(v, tonumber(ARGV[2])) ~= (ARGV[1] == 'present') then return v end
 if ARGV[3] == '' then redis.call('SET', KEYS[1], ARGV[4])
 else redis.call('SET', KEYS[1], ARGV[4], 'PX', ARGV[3]) end
 return 1
 """
 )
-"""Store if absent or present. Arguments: the condition, now, milliseconds to live or nothing, the bytes."""
+"""Store if absent or present; else return the first `HEAD` bytes of what is there. Arguments: the condition, now,
+milliseconds to live or nothing, the bytes."""
 
 DELETE: Final = Script(
     _COMMON
