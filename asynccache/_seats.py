@@ -8,9 +8,11 @@ have put the old value back meanwhile.
 """
 
 import math
+from asyncio import sleep
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import Context
-from typing import Any, TypeAlias, final
+from itertools import islice
+from typing import Any, Final, TypeAlias, final
 
 from asynccache._background import Background
 from asynccache._copies import Copies
@@ -27,6 +29,8 @@ from asynccache.policy import Terms
 from asynccache.shape import Shape
 
 __all__ = ["Found", "Seats"]
+
+_ADOPTED_AT_ONCE: Final = 1_000
 
 Found: TypeAlias = tuple[Any, Life]
 """A value with its times and tags."""
@@ -131,11 +135,17 @@ class Seats:
         stamp, token = self.tags.latest, self.copies.reading(keys)
         try:
             entries = await self.stored.entries(keys)
-            adopted = {
-                key: self._adopt(key, entry, stamp, shape, refresh_ahead, slides, self.copies.undisturbed(key, token))
-                for key, entry in entries.items()
-            }
-            return {key: found for key, found in adopted.items() if found is not None}
+            adopted = {}
+            pairs = iter(entries.items())
+            for done in range(0, len(entries), _ADOPTED_AT_ONCE):
+                if done:
+                    await sleep(0)  # a turn for the others
+                for key, entry in islice(pairs, _ADOPTED_AT_ONCE):
+                    undisturbed = self.copies.undisturbed(key, token)
+                    found = self._adopt(key, entry, stamp, shape, refresh_ahead, slides, undisturbed)
+                    if found is not None:
+                        adopted[key] = found
+            return adopted
         finally:
             self.copies.read(keys, token)
 

@@ -3,6 +3,7 @@
 import math
 from asyncio import AbstractEventLoop, get_running_loop, sleep
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from itertools import islice
 from ssl import SSLContext
 from typing import Any, Final, Literal, Self, final
 
@@ -18,18 +19,18 @@ from asynccache.backends.redis.intents import Intents
 from asynccache.backends.redis.large import put, whole
 from asynccache.backends.redis.leases import RedisLeases
 from asynccache.backends.redis.link import Link, answered
-from asynccache.backends.redis.many import Large, Small, read_many, write_many
+from asynccache.backends.redis.many import Large, Small, read_many, remove_many, write_many
 from asynccache.backends.redis.plain import PlainValues
 from asynccache.backends.redis.pool import Pool
 from asynccache.backends.redis.raw import RawRedis
 from asynccache.backends.redis.reading import CHUNK, first_chunk
 from asynccache.backends.redis.replies import ErrorReply, code_of, foreign, told
-from asynccache.backends.redis.scripts import DELETE, LEASE_BYTES, LEASE_MAGIC, TOUCH
+from asynccache.backends.redis.scripts import LEASE_BYTES, LEASE_MAGIC, TOUCH
 from asynccache.backends.redis.shortcut import RedisShortcut, store_small
 from asynccache.backends.redis.times import milliseconds
 from asynccache.backends.redis.tracker import Tracker
 from asynccache.backends.redis.wire import Wire, pack
-from asynccache.backends.redis.writing import change, storing
+from asynccache.backends.redis.writing import storing
 from asynccache.clock import Clock, SystemClock
 from asynccache.codec import Codec, codec_of
 from asynccache.duration import Duration
@@ -38,8 +39,8 @@ from asynccache.errors import BackendError, BackendUnavailable, ConfigError, Dec
 
 __all__ = ["RedisBackend"]
 
-_KEYS_AT_ONCE: Final = 500
-_ENCODED_AT_ONCE: Final = 1_000
+_READ_AT_ONCE: Final = 5_000
+_CODED_AT_ONCE: Final = 1_000
 _LAST_TURNS: Final = 3
 
 
@@ -144,7 +145,10 @@ class RedisBackend:
         return await self.entry(key, data, pool.offset, more) if data else None
 
     async def get_many(self, keys: Sequence[str]) -> dict[str, Entry]:
-        """Those found, in one round trip."""
+        """Those found, in one round trip; of very many, some at a time."""
+        if len(keys) > _READ_AT_ONCE:
+            parts = [keys[start : start + _READ_AT_ONCE] for start in range(0, len(keys), _READ_AT_ONCE)]
+            return {key: entry for part in parts for key, entry in (await self.get_many(part)).items()}
         if not keys:
             return {}
         if self.codec.plain:
@@ -162,14 +166,18 @@ class RedisBackend:
         found = await read_many(pool, list(names.values()))
         entries: dict[str, Entry] = {}
         answered = any(not isinstance(data, Exception) for data in found)  # one node away is no reason to miss all
-        for key, data in zip(names, found, strict=True):
-            if isinstance(data, Exception):
-                self.reports.tell("an entry could not be read", foreign(data, away=answered))
-            elif data:
-                start, *more = data if type(data) is list else (data,)
-                entry = await self.entry(key, start, pool.offset, more) if start else None
-                if entry is not None:
-                    entries[key] = entry
+        pairs = zip(names, found, strict=True)
+        for done in range(0, len(found), _CODED_AT_ONCE):
+            if done:
+                await sleep(0)  # a turn for the others
+            for key, data in islice(pairs, _CODED_AT_ONCE):
+                if isinstance(data, Exception):
+                    self.reports.tell("an entry could not be read", foreign(data, away=answered))
+                elif data:
+                    start, *more = data if type(data) is list else (data,)
+                    entry = await self.entry(key, start, pool.offset, more) if start else None
+                    if entry is not None:
+                        entries[key] = entry
         return entries
 
     async def set(self, key: str, entry: Entry, *, only_if: OnlyIf = None) -> bool:
@@ -219,7 +227,7 @@ class RedisBackend:
                 large.append((name, (data,), left))
             else:
                 small.append(((name,), storing(name, data, left)))
-            if done % _ENCODED_AT_ONCE == 0:
+            if done % _CODED_AT_ONCE == 0:
                 await sleep(0)  # a turn for the others
         await write_many(self, pool, small, large)
 
@@ -231,17 +239,7 @@ class RedisBackend:
         names = list(dict.fromkeys(key.encode() for key in keys))
         if not pool.met:
             await self.meet(pool, *names)
-        now = self.now() + pool.offset
-        commands = [
-            (
-                group,
-                pack((b"UNLINK", *group))
-                if self.codec.plain
-                else pack((b"EVALSHA", DELETE.sha, len(group), *group, now)),
-            )
-            for group in pool.grouped(names, _KEYS_AT_ONCE)
-        ]
-        return sum(await change(self, pool, commands, DELETE))
+        return await remove_many(self, pool, names)
 
     async def touch(self, key: str, *, fresh_until: float, expires_at: float) -> bool:
         """Give a fresh entry new times."""

@@ -14,13 +14,18 @@ from asynccache.backends.redis.large import put, whole
 from asynccache.backends.redis.pool import Pool
 from asynccache.backends.redis.reading import CHUNK, first_chunk
 from asynccache.backends.redis.replies import all_told
+from asynccache.backends.redis.scripts import DELETE
+from asynccache.backends.redis.wire import pack
 from asynccache.backends.redis.writing import Store as WritingStore
 from asynccache.backends.redis.writing import change
 from asynccache.clock import stopwatch
+from asynccache.codec import Codec
 from asynccache.errors import BackendError
 
-__all__ = ["Large", "Small", "read_many", "write_many"]
+__all__ = ["Large", "Small", "read_many", "remove_many", "write_many"]
 
+_KEYS_AT_ONCE: Final = 500  # of one script, which holds up the server
+_REMOVED_AT_ONCE: Final = 10_000
 _BULKY_BYTES: Final = 1_000_000
 _BULKY_SECONDS: Final = 60.0
 
@@ -33,6 +38,10 @@ Large = tuple[bytes, Sequence[bytes], int | str]
 
 class Store(LargeStore, WritingStore, Protocol):
     """Whose values they are."""
+
+    codec: Codec
+
+    def now(self) -> float: ...
 
 
 async def read_many(pool: Pool, names: Sequence[bytes]) -> list[Any]:
@@ -66,6 +75,31 @@ async def write_many(store: Store, pool: Pool, small: Sequence[Small], large: Se
     works: list[Coroutine[Any, Any, object]] = [change(store, pool, small)] if small else []
     works += [put(store, pool, name, parts, left) for name, parts, left in large]
     all_told(await pool.together([_outcome(work) for work in works]))
+
+
+async def remove_many(store: Store, pool: Pool, names: Sequence[bytes]) -> int:
+    """Remove the keys; how many had a fresh entry. Of very many, some at a time: each part has the time of a call.
+
+    Raises:
+        BackendError: One of them failed; its keys are owed, and those that were to come after them.
+    """
+    count = 0
+    for start in range(0, len(names), _REMOVED_AT_ONCE):
+        try:
+            count += await _remove(store, pool, names[start : start + _REMOVED_AT_ONCE])
+        except BaseException:
+            store.owe(pool, names[start + _REMOVED_AT_ONCE :])
+            raise
+    return count
+
+
+async def _remove(store: Store, pool: Pool, names: Sequence[bytes]) -> int:
+    groups = pool.grouped(names, _KEYS_AT_ONCE)
+    if store.codec.plain:
+        return sum(await change(store, pool, [(group, pack((b"UNLINK", *group))) for group in groups]))
+    now = store.now() + pool.offset
+    commands = [(group, pack((b"EVALSHA", DELETE.sha, len(group), *group, now))) for group in groups]
+    return sum(await change(store, pool, commands, DELETE))
 
 
 def _expect_more(pool: Pool) -> None:
