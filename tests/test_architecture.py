@@ -37,8 +37,8 @@ FLOORS: Final[Sequence[tuple[str, Sequence[str]]]] = (
         "the dispatcher, loading and the stores",
         (
             "backends", "backends.memory", "backends.file", "backends.file.backend", "backends.file.crew",
-            "backends.file.desks", "backends.file.leases", "backends.file.place", "backends.file.table",
-            "backends.file.upkeep",
+            "backends.file.desks", "backends.file.heads", "backends.file.leases", "backends.file.place",
+            "backends.file.table", "backends.file.upkeep",
             "backends.redis", "backends.redis.address", "backends.redis.backend", "backends.redis.condition",
             "backends.redis.conditional", "backends.redis.counters", "backends.redis.forks", "backends.redis.greeting",
             "backends.redis.heads", "backends.redis.intents", "backends.redis.large", "backends.redis.leases",

@@ -13,6 +13,7 @@ import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from waiting import comes
 
-from asynccache import BackendError, BackendTimeout, BackendUnavailable, Cache, ConfigError, Entry
+from asynccache import MISSING, BackendError, BackendTimeout, BackendUnavailable, Cache, ConfigError, Entry
 from asynccache.backends.file import FileBackend, desks, place, table
 from asynccache.backends.file.backend import after
 from asynccache.backends.file.desks import Reader, Writer
@@ -449,6 +450,56 @@ async def test_bytes_that_cannot_be_read_are_a_miss(tmp_path: Path) -> None:
 
 
 # What it holds
+
+
+class Unread:
+    """A serializer whose values are never to be read."""
+
+    name = "unread"
+    number = 201
+
+    def dumps(self, value: Any) -> bytes:
+        return os.urandom(value)
+
+    def loads(self, data: bytes | memoryview) -> Any:
+        raise AssertionError("nobody wants it")
+
+
+@pytest.mark.parametrize("options", [{}, {"keys": ["0123456789abcdef"]}, {"plain": True}])
+async def test_values_that_nobody_wants_are_not_read(tmp_path: Path, options: dict[str, Any]) -> None:
+    """Who asks for times, gives others, lists keys or stores where nothing is looks at the start of an entry."""
+    store = FileBackend(tmp_path, codec=Codec(Unread(), **options))
+    async with Cache(store, on_error="raise") as cache:
+        await cache.set("key", 100_000, 60, tags=[] if "plain" in options else ["one", "two"])
+        assert await cache.exists("key") is True
+        assert await cache.touch("key", 100) is True
+        assert await cache.ttl("key") == pytest.approx(100, abs=5)
+        assert [key async for key in cache.keys()] == ["key"]  # noqa: SIM118 - a cache is no mapping
+        assert await cache.add("key", 100_000) is False
+        assert await cache.set("key", 100_000, 50, only_if="present") is True
+        assert await cache.ttl("key") == pytest.approx(50, abs=5)
+        if "plain" not in options:
+            await cache.invalidate_tags("two")
+            assert await cache.exists("key") is True  # it has none any more
+            await cache.set("key", 100_000, 60, tags=["two"])
+            await cache.invalidate_tags("two")
+            assert await cache.exists("key") is False
+            assert await cache.add("key", 100_000) is True
+    await store.aclose()
+
+
+@pytest.mark.parametrize("size", [10, 480, 10_000])
+@pytest.mark.parametrize("tags", [0, 1, 12, 400])
+async def test_a_head_says_what_the_entry_does(tmp_path: Path, size: int, tags: int) -> None:
+    """Times and tags are the same with and without the value, wherever they end."""
+    store = FileBackend(tmp_path, codec=Codec("bytes"))
+    stored = entry(os.urandom(size), tags={f"a tag of some length {number}": "1" for number in range(tags)})
+    await store.set("key", stored)
+    found = await store.get("key")
+    assert found is not None
+    assert await store.heads.get_many(["key", "other"]) == {"key": replace(found, value=MISSING)}
+    assert await store.heads.get_many([]) == {}
+    await store.aclose()
 
 
 async def test_entries_are_bounded(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from asynccache.backend import OnlyIf, Reports, StoreOptions
 from asynccache.backends.file import table
 from asynccache.backends.file.crew import Crew, Job, done
 from asynccache.backends.file.desks import Checkpoints, Lookup, Put, Reader, Shop, Writer
+from asynccache.backends.file.heads import FileHeads
 from asynccache.backends.file.leases import FileLeases
 from asynccache.backends.file.place import Place
 from asynccache.backends.file.upkeep import Upkeep
@@ -78,7 +79,7 @@ class FileBackend:
         self.reports = Reports()
         self.coherence = None
         self.shortcut = None
-        self.heads = None
+        self.heads = FileHeads(self)
         self.health = None
         self._max_bytes = max_bytes
         self._max_entries = max_entries
@@ -132,14 +133,14 @@ class FileBackend:
     async def get(self, key: str) -> Entry | None:
         """The entry, fresh or stale, or ``None``."""
         found = await self.read(Lookup((key,), self.now()))
-        return await self._entry(key, found[key]) if found else None
+        return await self.entry(key, found[key]) if found else None
 
     async def get_many(self, keys: Sequence[str]) -> dict[str, Entry]:
         """Those found, in one batch."""
         if not keys:
             return {}
         found = await self.read(Lookup(keys, self.now()))
-        entries = {key: await self._entry(key, row) for key, row in found.items()}
+        entries = {key: await self.entry(key, row) for key, row in found.items()}
         return {key: entry for key, entry in entries.items() if entry is not None}
 
     async def set(self, key: str, entry: Entry, *, only_if: OnlyIf = None) -> bool:
@@ -257,7 +258,7 @@ class FileBackend:
             raise BackendUnavailable("the file store is closed")
         return await done(loop, job)
 
-    async def _entry(self, key: str, row: tuple[bytes, int, int]) -> Entry | None:
+    async def entry(self, key: str, row: tuple[bytes, int, int]) -> Entry | None:
         """The entry of a row; ``None`` when its bytes cannot be read, which is told."""
         data = row[0]
         try:
