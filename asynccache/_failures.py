@@ -53,6 +53,7 @@ class Failures:
         self._clock = clock
         self._hidden = hidden
         self._quiet_until = -math.inf
+        self._deaf_until = -math.inf
         self._failed = 0  # the task of the latest failure
         self._unlogged = 0
 
@@ -121,17 +122,29 @@ class Failures:
             del failure  # as above
 
     def _hide(self, operation: str, failure: BackendError) -> None:
-        if callable(self._on_error):
-            self._on_error(failure)
+        self._tell(failure)
         self.hide(f"{operation} failed", failure.__cause__ or failure, failure.reason)
 
     def told(self, what: str, error: BaseException) -> None:
         """Report what a store tells of: a failure that no call raises."""
-        if callable(self._on_error):
-            self._on_error(
-                error if isinstance(error, BackendError) else BackendError(f"{what}: {type(error).__name__}")
-            )
+        self._tell(error if isinstance(error, BackendError) else BackendError(f"{what}: {type(error).__name__}"))
         self.report(what, error)
+
+    def _tell(self, failure: BackendError) -> None:
+        """Tell the user's function; what it raises is logged and harms nobody: it would be each caller, and for the
+        first time in an outage."""
+        if not callable(self._on_error):
+            return
+        try:
+            self._on_error(failure)
+        except Exception as error:
+            now = self._clock.monotonic()
+            if now >= self._deaf_until:
+                self._deaf_until = now + _LOG_SECONDS
+                # Without its text and the failure that it came from: they may hold a key or a value.
+                _log.error(
+                    "cache %r: the function on_error failed: %s in %s", self._name, type(error).__name__, _origin(error)
+                )
 
     def hide(self, what: str, error: BaseException, reason: str = "") -> None:
         """Report a failure, and mark the span of the call or load that it happened in."""
@@ -168,6 +181,14 @@ class Failures:
             "cache %r: %s: %s%s", self._name, what, reason or getattr(error, "reason", "") or type(error).__name__,
             f" (and {more} more since the last report)" if more else "",
         )  # fmt: skip
+
+
+def _origin(error: BaseException) -> str:
+    """Where an exception was raised."""
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    return "" if traceback is None else f"{traceback.tb_frame.f_code.co_filename}:{traceback.tb_lineno}"
 
 
 def _wrapped(operation: str, error: Exception) -> BackendError:

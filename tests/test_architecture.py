@@ -76,6 +76,7 @@ DOORS: Final[Mapping[str, Mapping[str, str]]] = {
     "failures": {
         "_failures:Failures.attempt": "the failure policy",
         "backends.redis.greeting:_who": "who provides credentials may raise anything, and say a password",
+        "_failures:Failures._tell": "the function on_error harms nobody",
         "backends.file.crew:_run": "a thread that ends by a failure would leave its callers waiting for ever",
         "serializers.pickle:PickleSerializer.dumps": "a class says by itself how it is pickled, and may raise anything",
         "serializers.pickle:PickleSerializer.loads": "what a pickle runs may raise anything",

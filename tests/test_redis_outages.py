@@ -400,6 +400,32 @@ async def test_hidden_failure_reaches_hook_and_counter(call: str, server: Server
 
 
 @pytest.mark.parametrize("call", CALLS)
+async def test_a_hook_that_raises_reaches_no_caller(
+    call: str, server: Server, proxy: FaultProxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A function given as ``on_error`` that fails changes no answer, no count and no log line of the failure itself."""
+    asked = 0
+
+    def hook(error: BackendError) -> None:
+        nonlocal asked
+        asked += 1
+        raise RuntimeError("a secret of the hook") from error
+
+    async with Cache(proxy.url, ttl="1m", on_error=hook) as cache, Cache(proxy.url, ttl="1m") as other:
+        assert await cache.set("k", 1)
+        assert await other.set("k", 1)
+        proxy.refuse()
+        await cache.get("k")
+        await other.get("k")
+        assert await CALLS[call](cache) == await CALLS[call](other)
+        assert asked == cache.stats().errors > 1
+    lines = [record.getMessage() for record in caplog.records]
+    assert any("cache 'default': get failed: " in line for line in lines)
+    assert any(f"the function on_error failed: RuntimeError in {__file__}" in line for line in lines)
+    assert "a secret of the hook" not in caplog.text
+
+
+@pytest.mark.parametrize("call", CALLS)
 async def test_raised_failure_is_of_this_package(call: str, server: Server, proxy: FaultProxy) -> None:
     """With ``on_error="raise"`` a call fails with this package's error, at the first failure and at those after."""
     async with Cache(proxy.url, ttl="1m", on_error="raise") as cache:

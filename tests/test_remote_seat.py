@@ -393,6 +393,24 @@ async def test_logs_are_few_and_tell_no_secret(server, clock, caplog):
     assert not [text for text in messages if "hunter2" in text or "4711" in text]
 
 
+async def test_a_hook_that_raises_is_logged_once_a_second(server, clock, caplog):
+    """A function given as ``on_error`` that fails at every failure, also at one that no call raises, fills no log."""
+
+    def hook(error):
+        raise ZeroDivisionError
+
+    process = Process(server, clock, on_error=hook)
+    process.backend.fail("get")
+    with caplog.at_level(logging.DEBUG, "asynccache"):
+        for _ in range(50):
+            assert await process.cache.get("key", "default") == "default"
+        clock.travel(1.1)
+        assert await process.cache.get("key", "default") == "default"
+        process.cache._core.seats.failures.told("an entry could not be read", DecodeError("foreign bytes"))
+    assert len([record for record in caplog.records if "the function on_error failed" in record.message]) == 2
+    assert process.cache.stats().errors == 52
+
+
 async def test_a_damaged_entry_is_a_miss_that_is_replaced(server, clock):
     """Bytes that cannot be read are a miss also with ``on_error="raise"``, and the next load takes their place."""
     process = Process(server, clock, on_error="raise")
