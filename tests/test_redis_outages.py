@@ -47,7 +47,7 @@ from waiting import comes, until
 
 from asynccache import Cache, CacheError, Caches, ConfigError, Policy, Telemetry
 from asynccache.backend import Lease
-from asynccache.backends.redis import RedisBackend
+from asynccache.backends.redis import RedisBackend, intents
 from asynccache.entry import Entry
 from asynccache.errors import BackendError, BackendUnavailable
 
@@ -762,6 +762,42 @@ async def test_deletion_that_failed_is_repeated_before_closing(server: Server, p
         proxy.error_replies(BUSY, only=DELETIONS, times=1)
         assert not await cache.delete("k")
     assert server.command("EXISTS", "k") == 0
+
+
+async def test_what_is_owed_at_closing_is_told(
+    server: Server, proxy: FaultProxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Deletions that cannot be made before the cache is closed are logged: their old values may be read again."""
+    async with Cache(proxy.url, ttl="1m") as cache:
+        assert await cache.set_many(dict.fromkeys("abc", "old"))
+        proxy.refuse()
+        assert await cache.delete_many(["a", "b", "c"]) == 0
+        caplog.clear()
+    [line] = [record.getMessage() for record in caplog.records if "owed" in record.getMessage()]
+    assert line.startswith(f"redis at 127.0.0.1:{proxy.port}: deletions still owed at closing: 3; ")
+    assert server.command("EXISTS", "a", "b", "c") == 3
+
+
+async def test_more_deletions_than_are_remembered_are_told(
+    server: Server, proxy: FaultProxy, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How many deletions of an outage were dropped is logged while it lasts, the last of them too."""
+    monkeypatch.setattr(intents, "_MOST_KEYS", 100)
+    async with Cache(proxy.url, ttl="1m") as cache:
+        assert await cache.set("k", 1)
+        proxy.refuse()
+        for number in range(300):
+            assert not await cache.delete(f"k{number}")
+
+        def dropped() -> int:
+            lines = [record.getMessage() for record in caplog.records]
+            return sum(int(line.split("dropped: ")[1].split(",")[0]) for line in lines if "dropped: " in line)
+
+        await comes(lambda: dropped() == 200)
+        assert len([record for record in caplog.records if "dropped: " in record.getMessage()]) <= 20
+        proxy.healthy()
+        await holds_within(lambda: well(cache), HEALED_SECONDS)
+        await repaid(cache)
 
 
 def test_deletion_that_failed_in_another_loop_is_repeated(server: Server, proxy: FaultProxy) -> None:

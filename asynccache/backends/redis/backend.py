@@ -24,7 +24,7 @@ from asynccache.backends.redis.plain import PlainValues
 from asynccache.backends.redis.pool import Pool
 from asynccache.backends.redis.raw import RawRedis
 from asynccache.backends.redis.reading import CHUNK, first_chunk
-from asynccache.backends.redis.replies import ErrorReply, code_of, foreign, told
+from asynccache.backends.redis.replies import ErrorReply, code_of, foreign, place_of, told
 from asynccache.backends.redis.scripts import LEASE_BYTES, LEASE_MAGIC, TOUCH
 from asynccache.backends.redis.shortcut import RedisShortcut, store_small
 from asynccache.backends.redis.times import milliseconds
@@ -64,7 +64,7 @@ class RedisBackend:
         self.codec = codec_of(codec)
         self.reports = Reports()
         self.coherence = Tracker(self._watched)
-        self.intents = Intents()
+        self.intents = Intents(f"redis at {place_of(*settings.addresses)}")
         self._pools: dict[AbstractEventLoop, Pool] = {}
         self._latest: tuple[AbstractEventLoop | None, Pool | None] = (None, None)
         self._closed = False
@@ -304,6 +304,7 @@ class RedisBackend:
                 await pool.aclose()
             else:
                 pool.call(pool.close)
+        self.intents.tell(last=True)
 
     def __repr__(self) -> str:
         return f"<RedisBackend {self.settings.topology} {', '.join(map(str, self.settings.addresses))}>"

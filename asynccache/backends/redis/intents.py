@@ -7,6 +7,8 @@ knows its keys. A lease is given back by its token, which is nobody else's: that
 nothing when the lease has lapsed.
 """
 
+import logging
+import math
 from collections import OrderedDict
 from collections.abc import Iterable
 from itertools import islice
@@ -23,6 +25,8 @@ V = TypeVar("V")
 
 _MOST_KEYS: Final = 100_000
 _MOST_LEASES: Final = 10_000
+_LOG_SECONDS: Final = 1.0
+_log: Final = logging.getLogger("asynccache")
 
 
 class Debt(NamedTuple):
@@ -50,14 +54,20 @@ class Debt(NamedTuple):
 class Intents:
     """What one store owes its servers.
 
+    Args:
+        where: What the log calls the servers.
+
     Attributes:
         keys: The keys that must go.
-        lost: How many debts were dropped because there were too many.
+        lost: How many deletions were dropped because there were too many.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, where: str = "redis") -> None:
         self.keys: OrderedDict[bytes, object] = OrderedDict()  # the oldest of a dict is dear where many were removed
         self.lost = 0
+        self._where = where
+        self._told = 0
+        self._quiet_until = -math.inf
         self._leases: OrderedDict[tuple[bytes, str], float] = OrderedDict()
 
     def __len__(self) -> int:
@@ -66,7 +76,9 @@ class Intents:
     def add(self, keys: Iterable[bytes]) -> None:
         """Have the keys deleted when that can be."""
         self.keys.update(dict.fromkeys(keys, object()))
-        self.lost += _shorten(self.keys, _MOST_KEYS)
+        if len(self.keys) > _MOST_KEYS:
+            self.lost += _shorten(self.keys, _MOST_KEYS)
+            self.tell()
 
     def give_back(self, name: bytes, token: str, ttl: float) -> Debt:
         """Have a lease given back when that can be.
@@ -78,7 +90,7 @@ class Intents:
         """
         until = stopwatch() + ttl
         self._leases[name, token] = until
-        self.lost += _shorten(self._leases, _MOST_LEASES)
+        _shorten(self._leases, _MOST_LEASES)  # which lapse by themselves
         return Debt(name, token, until)
 
     def some(self, count: int | None = None) -> list[Debt]:
@@ -100,6 +112,26 @@ class Intents:
             self._leases.pop((debt.name, debt.token), None)
         elif self.keys.get(debt.name) is debt.failure:
             self.keys.pop(debt.name, None)
+
+    def tell(self, *, last: bool = False) -> None:
+        """Log how many deletions were dropped, if any were since it was logged: at most once a second.
+
+        Args:
+            last: Whether nothing will be paid any more: what is owed is dropped, too.
+        """
+        now = stopwatch()
+        if self.lost > self._told and (last or now >= self._quiet_until):
+            dropped, self._told = self.lost - self._told, self.lost
+            self._quiet_until = now + _LOG_SECONDS
+            _log.warning(
+                "%s: deletions dropped: %d, as more than %d were owed; old values may be read until their ttl",
+                self._where, dropped, _MOST_KEYS,
+            )  # fmt: skip
+        if last and self.keys:
+            _log.warning(
+                "%s: deletions still owed at closing: %d; old values may be read until their ttl",
+                self._where, len(self.keys),
+            )  # fmt: skip
 
     def superseded(self, keys: Iterable[bytes]) -> None:
         """Forget keys whose newest write is on its way."""

@@ -14,7 +14,7 @@ from asynccache.backends.redis.address import Address, Settings
 from asynccache.backends.redis.greeting import greet
 from asynccache.backends.redis.patience import patience
 from asynccache.backends.redis.pieces import Command, Pieces
-from asynccache.backends.redis.replies import ErrorReply, away, code_of, frameless, translated
+from asynccache.backends.redis.replies import ErrorReply, away, code_of, frameless, place_of, translated
 from asynccache.backends.redis.scripts import LESSONS
 from asynccache.backends.redis.wire import Asked, Wire, pack, unsent
 from asynccache.clock import Clock, stopwatch
@@ -355,8 +355,7 @@ class Link:
         return away(self._place(), _AWAY + why, last)
 
     def _place(self) -> str:
-        places = self._owner.settings.addresses if self.address is None else [self.address]
-        return ", ".join(place if isinstance(place, str) else f"{place[0]}:{place[1]}" for place in places)
+        return place_of(*(self._owner.settings.addresses if self.address is None else [self.address]))
 
     def _lost(self, error: BaseException | None) -> None:
         wire = self._wire

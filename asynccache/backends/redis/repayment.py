@@ -85,6 +85,7 @@ class Repayment:
         try:
             while True:
                 await asyncio.sleep(pause)
+                self._intents.tell()  # the last that were dropped
                 debts = self._intents.some(_MOST_AT_ONCE)
                 if not debts:
                     return

@@ -5,9 +5,10 @@ from typing import Any, Final, TypeVar
 
 import hiredis
 
+from asynccache.backends.redis.address import Address
 from asynccache.errors import BackendError, BackendUnavailable
 
-__all__ = ["ErrorReply", "all_told", "away", "code_of", "foreign", "frameless", "told", "translated"]
+__all__ = ["ErrorReply", "all_told", "away", "code_of", "foreign", "frameless", "place_of", "told", "translated"]
 
 E = TypeVar("E", bound=BaseException)
 
@@ -69,6 +70,11 @@ def frameless(error: E) -> E:
             each.__traceback__ = None
             rest += [each.__cause__, each.__context__]
     return error
+
+
+def place_of(*addresses: Address) -> str:
+    """What logs and failures call servers."""
+    return ", ".join(each if isinstance(each, str) else f"{each[0]}:{each[1]}" for each in addresses)
 
 
 def told(reply: Any) -> Any:
