@@ -16,6 +16,7 @@ BreakerState: TypeAlias = Literal["closed", "open", "half_open"]
 
 _FIRST_PAUSE: Final = 0.06
 _LONGEST_PAUSE: Final = 0.4
+_TOLD_SECONDS: Final = 1.0
 _FORGOTTEN_SECONDS: Final = 5.0  # a caller who comes this long after the last failure is worth a wait
 
 
@@ -27,7 +28,7 @@ class Breaker:
         now: Seconds that never go back.
     """
 
-    __slots__ = ("_failed_at", "_failures", "_now", "_probing", "_retry_at")
+    __slots__ = ("_failed_at", "_failures", "_now", "_probing", "_quiet_until", "_retry_at", "_since", "_told")
 
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
@@ -35,6 +36,9 @@ class Breaker:
         self._failed_at = 0.0
         self._retry_at = 0.0
         self._probing = False
+        self._since = 0.0
+        self._told = False
+        self._quiet_until = -math.inf
 
     @property
     def state(self) -> BreakerState:
@@ -61,21 +65,29 @@ class Breaker:
         """Note that such an attempt has come to nothing, so that another may be made."""
         self._probing = False
 
-    def failed(self, began: float = math.inf) -> None:
-        """Note a failure: nobody tries for a while.
+    def failed(self, began: float = math.inf) -> bool:
+        """Note a failure: nobody tries for a while. Whether it is to be told: the first is, at most once a second.
 
         Args:
             began: When what has failed was begun: before the latest failure, this one tells nothing new.
         """
         if began < self._failed_at:
-            return
+            return False
         self._failures += 1
         self._failed_at = self._now()
+        if self._failures == 1:
+            self._since = self._failed_at
         pause = min(_FIRST_PAUSE * 2.0 ** min(self._failures - 1, 10), _LONGEST_PAUSE)
         self._retry_at = self._failed_at + pause * random.uniform(0.9, 1.1)  # so that processes spread
+        if self._told or self._failed_at < self._quiet_until:
+            return False
+        self._told, self._quiet_until = True, self._failed_at + _TOLD_SECONDS
+        return True
 
-    def succeeded(self) -> None:
-        """Forget all failures."""
+    def succeeded(self) -> float | None:
+        """Forget all failures; for how many seconds there were some, if that was told."""
+        seconds = self._now() - self._since if self._told else None
         self._failures = 0
         self._failed_at = 0.0
-        self._probing = False
+        self._probing = self._told = False
+        return seconds

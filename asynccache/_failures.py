@@ -20,6 +20,8 @@ T = TypeVar("T")
 F = TypeVar("F")
 
 _LOG_SECONDS: Final = 1.0
+_LONGEST_LOG_SECONDS: Final = 16.0  # while nothing changes
+_MOST_KINDS: Final = 256
 _log = logging.getLogger("asynccache")
 
 
@@ -52,10 +54,9 @@ class Failures:
         self._name = name
         self._clock = clock
         self._hidden = hidden
-        self._quiet_until = -math.inf
+        self._kinds: dict[str, _Kind] = {}
         self._deaf_until = -math.inf
         self._failed = 0  # the task of the latest failure
-        self._unlogged = 0
 
     async def attempt(self, operation: str, work: Awaitable[T], fallback: F, began: float | None = None) -> T | F:
         """The work's result; the fallback when the store fails and failures are to be hidden.
@@ -163,24 +164,56 @@ class Failures:
         self.hide(f"a loaded {type(value).__qualname__} could not be stored{where}", error)
 
     def report(self, what: str, error: BaseException, reason: str = "") -> None:
-        """Count a failure that no caller sees, and log it, at most once a second.
+        """Count a failure that no caller sees, and log it: each kind at most once a second, and ever more seldom while
+        nothing changes.
 
         Args:
-            what: What failed.
+            what: What failed: the kind.
             error: The failure; its text may hold a key or a value, and is not logged.
             reason: Why, where that is known without them.
         """
         self.counters.errors += 1
-        now = self._clock.monotonic()
-        if now < self._quiet_until:
-            self._unlogged += 1
+        kind = self._kinds.get(what)
+        if kind is None:
+            if len(self._kinds) >= _MOST_KINDS:
+                self._kinds.clear()
+            kind = self._kinds[what] = _Kind()
+        why = reason or getattr(error, "reason", "") or type(error).__name__
+        if not kind.due(why, self._clock.monotonic()):
             return
-        self._quiet_until = now + _LOG_SECONDS
-        more, self._unlogged = self._unlogged, 0
+        more, kind.unlogged = kind.unlogged, 0
         _log.warning(
-            "cache %r: %s: %s%s", self._name, what, reason or getattr(error, "reason", "") or type(error).__name__,
-            f" (and {more} more since the last report)" if more else "",
-        )  # fmt: skip
+            "cache %r: %s: %s%s", self._name, what, why, f" (and {more} more since the last report)" if more else ""
+        )
+
+
+@final
+class _Kind:
+    """What is known of failures of one kind.
+
+    Attributes:
+        unlogged: How many there were since one was logged.
+    """
+
+    __slots__ = ("_logged_at", "_pause", "_why", "unlogged")
+
+    def __init__(self) -> None:
+        self.unlogged = 0
+        self._logged_at = -math.inf
+        self._pause = _LOG_SECONDS
+        self._why = ""
+
+    def due(self, why: str, now: float) -> bool:
+        """Whether this one is to be logged."""
+        same = why == self._why
+        since = now - self._logged_at
+        if since < (self._pause if same else _LOG_SECONDS):
+            self.unlogged += 1
+            return False
+        lasting = same and since < 2 * self._pause
+        self._pause = min(2 * self._pause, _LONGEST_LOG_SECONDS) if lasting else _LOG_SECONDS
+        self._logged_at, self._why = now, why
+        return True
 
 
 def _origin(error: BaseException) -> str:

@@ -1690,7 +1690,11 @@ async def test_the_log_says_which_server_and_why(url: str, reason: str, caplog: 
     """Who reads it at night sees what to mend, and the callers of later calls are told the reason too."""
     async with Cache(url) as cache:
         await cache.get("key")
-    assert [record.getMessage() for record in caplog.records] == [f"cache 'default': get failed: {reason}"]
+    where, words = reason.split(": ", 1)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{where}: away: {words}",
+        f"cache 'default': get failed: {reason}",
+    ]
     async with Cache(url, on_error="raise") as cache:
         for _ in range(3):
             with pytest.raises(BackendUnavailable, match="no connection") as caught:
@@ -1703,15 +1707,154 @@ async def test_the_log_says_that_the_password_is_wrong(caplog: pytest.LogCapture
     with Server() as server:
         server.command("CONFIG", "SET", "requirepass", "right")
         for url, reason in (
-            (server.url, "NOAUTH"),
-            (server.url.replace("://", "://:wrong-one@"), "WRONGPASS"),
+            (server.url, "NOAUTH (it asks for a password)"),
+            (server.url.replace("://", "://:wrong-one@"), "WRONGPASS (wrong user or password)"),
             (server.url.replace("://", "://:right@") + "/99", "there is no database 99"),
         ):
             caplog.clear()
             async with Cache(url) as cache:
                 await cache.get("key")
-            [record] = caplog.records
-            assert record.getMessage() == f"cache 'default': get failed: redis at 127.0.0.1:{server.port}: {reason}"
+            where = f"redis at 127.0.0.1:{server.port}"
+            assert [record.getMessage() for record in caplog.records] == [
+                f"{where}: away: {reason}",
+                f"cache 'default': get failed: {where}: {reason}",
+            ]
+
+
+def logged(caplog: pytest.LogCaptureFixture, part: str) -> list[str]:
+    """The lines of the log that have the words."""
+    return [line for record in caplog.records if part in (line := record.getMessage())]
+
+
+@pytest.mark.parametrize("name", ["killed", "refused", "black hole"])
+async def test_the_edges_of_an_outage_are_logged_once(
+    name: str, server: Server, proxy: FaultProxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A WARNING when the server is found away, with the reason, and an INFO when it is back, with what was repeated;
+    however many ask in between, and for however many caches."""
+    caplog.set_level(logging.INFO)
+    trouble = Trouble(name, server, proxy)
+    async with Cache(proxy.url, ttl="1m") as cache, cache.lock("lock", ttl=5):
+        assert await cache.set_many(dict.fromkeys("abc", 1))
+        await cache.get("a")
+        trouble.begin()
+        await comes_to("open", cache)
+        for key in "abc":
+            await cache.delete(key)
+        for _ in range(20):
+            await cache.get("a")
+            await asyncio.sleep(0.02)
+        await asyncio.to_thread(trouble.end)
+        await holds_within(cache.ping, HEALED_SECONDS)
+        where = f"redis at 127.0.0.1:{proxy.port}: "
+        [away] = [record for record in caplog.records if record.getMessage().startswith(f"{where}away: ")]
+        [back] = [record for record in caplog.records if record.getMessage().startswith(f"{where}back after ")]
+        assert (away.levelname, back.levelname) == ("WARNING", "INFO")
+        assert back.getMessage().endswith("; deletions repeated: 3")
+        assert caplog.records.index(away) < caplog.records.index(back)
+
+
+async def comes_to(state: str, cache: Cache) -> None:
+    """Ask until the breaker is in the state."""
+
+    async def is_there() -> bool:
+        await cache.get("another")
+        return breaker_of(cache) == state
+
+    await until(is_there, state)
+
+
+async def test_a_server_that_comes_and_goes_fills_no_log(
+    server: Server, proxy: FaultProxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The edges of outages are logged once a second at most, and every one that is logged has its end."""
+    caplog.set_level(logging.INFO)
+    async with Cache(proxy.url, ttl="1m") as cache:
+        assert await well(cache)
+        began = time.monotonic()
+        for _ in range(8):
+            proxy.refuse()
+            proxy.reset_all()
+            await comes_to("open", cache)
+            proxy.healthy()
+            await holds_within(cache.ping, HEALED_SECONDS)
+        assert 1 <= len(logged(caplog, ": away: ")) <= 1 + (time.monotonic() - began)
+        assert len(logged(caplog, ": back after ")) == len(logged(caplog, ": away: "))
+
+
+@pytest.mark.parametrize(
+    ("reply", "words"),
+    [
+        ("OOM command not allowed when used memory > 'maxmemory'.", "OOM (its memory is full: maxmemory)"),
+        ("ERR max number of clients reached", "ERR (it has too many clients: maxclients)"),
+        ("MISCONF Redis is configured to save", "MISCONF (it cannot save to its disk, and takes no writes)"),
+        ("ERR something about user:4711", "ERR"),
+        ("user:4711", "ERR"),
+    ],
+)
+async def test_the_log_says_what_an_answer_means(
+    server: Server, proxy: FaultProxy, reply: str, words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An operation that a server refuses names the server, its code and what that means; nothing else of its text."""
+    async with Cache(proxy.url) as cache:
+        assert await cache.set("a", 1)
+        proxy.error_replies(f"-{reply}\r\n".encode(), only=["SET"])
+        assert not await cache.set("a", 1)
+        proxy.healthy()
+        where = f"redis at 127.0.0.1:{proxy.port}"
+        assert logged(caplog, "set failed") == [f"cache 'default': set failed: {where}: {words}"]
+    assert "4711" not in caplog.text
+
+
+async def test_the_log_names_a_server_that_is_silent(
+    server: Server, proxy: FaultProxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A deadline that has passed, and a connection that was lost, say which server it was; so does the exception."""
+    where = f"redis at 127.0.0.1:{proxy.port}: "
+    async with Cache(proxy.url) as cache, Cache(proxy.url, on_error="raise") as loud:
+        assert await cache.set("a", 1)
+        assert await loud.set("a", 1)
+        proxy.stall()
+        await cache.get("a")
+        assert logged(caplog, "get failed") == [f"cache 'default': get failed: {where}no answer in time"]
+        with pytest.raises(BackendError, match=where):
+            await loud.get("a")
+
+
+async def test_the_log_says_what_a_user_may_not(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    """A right that is missing is named by its command, and by the script where it is one's."""
+    server.command("ACL", "SETUSER", "svc", "reset", "on", ">pw", "~shop:*", "+@all", "-getrange", "-unlink")
+    url = server.url.replace("://", "://svc:pw@")
+    try:
+        async with Cache(url, namespace="shop") as cache, Cache(url, namespace="other") as other:
+            await cache.get("a")
+            await cache.delete("a")
+            await other.set("a", 1)
+    finally:
+        server.command("ACL", "DELUSER", "svc")
+    where = f"cache 'default': {{}} failed: redis at 127.0.0.1:{server.port}: {{}}"
+    lines = logged(caplog, "cache 'default'")
+    assert where.format("get", "NOPERM (the user may not run GETRANGE)") in lines
+    assert where.format("delete", "ERR (the user may not run a command of the script)") in lines
+    assert where.format("set", "NOPERM (the user may not use the key)") in lines
+
+
+async def test_the_log_says_which_name_and_which_service(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A host whose name nobody knows, and a service of which no sentinel knows, are called so."""
+    async with Cache("redis+sentinel://127.0.0.1:1/billing") as cache:
+        await cache.get("key")
+    sentinel = "redis at 127.0.0.1:1: no connection: ConnectionRefusedError"
+    assert logged(caplog, f"get failed: redis at 127.0.0.1:1: no sentinel knows the master of 'billing' ({sentinel})")
+
+    def unknown(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    async with Cache("redis://nowhere.invalid:1") as cache:
+        await cache.get("key")
+    assert logged(caplog, "get failed: redis at nowhere.invalid:1: no connection: the name is not known")
 
 
 @pytest.mark.parametrize("call", ["get", "set", "get_or_set", "delete"])

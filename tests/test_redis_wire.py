@@ -1188,9 +1188,9 @@ def test_closing_twice_is_closing():
     """The second time nothing happens."""
     hand = Hand()
     asked = hand.wire.ask(get(0))
-    hand.wire.close(BackendUnavailable("first"))
-    hand.wire.close(BackendUnavailable("second"))
-    assert str(ended(hand, [asked])[0]) == "first"
+    hand.wire.close(BackendUnavailable("redis: first"))
+    hand.wire.close(BackendUnavailable("redis: second"))
+    assert str(ended(hand, [asked])[0]) == "redis: first"
 
 
 def test_a_reply_after_the_end_changes_nothing():

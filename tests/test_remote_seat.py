@@ -393,6 +393,41 @@ async def test_logs_are_few_and_tell_no_secret(server, clock, caplog):
     assert not [text for text in messages if "hunter2" in text or "4711" in text]
 
 
+async def test_each_kind_of_failure_is_logged_by_itself(server, clock, caplog):
+    """Each kind has its own count, is logged at once, then ever more seldom while nothing changes; another reason is
+    logged within a second."""
+    process = Process(server, clock)
+    failures = process.cache._core.seats.failures
+
+    def lines():
+        found = [record.getMessage().removeprefix("cache 'default': ") for record in caplog.records]
+        caplog.clear()
+        return found
+
+    for _ in range(3):
+        failures.report("get failed", OSError(), "away")
+        failures.report("set failed", OSError(), "away")
+    assert lines() == ["get failed: away", "set failed: away"]
+    clock.travel(1.25)
+    failures.report("set failed", OSError(), "full")
+    failures.report("get failed", OSError(), "away")
+    more = "(and 2 more since the last report)"
+    assert lines() == [f"set failed: full {more}", f"get failed: away {more}"]
+    for _ in range(60):
+        clock.travel(1)
+        failures.report("get failed", OSError(), "away")
+    assert [line.split(" ")[4] for line in lines()] == ["1", "3", "7", "15", "15"]
+    clock.travel(1)
+    failures.report("get failed", OSError(), "full")
+    assert len(lines()) == 1
+    clock.travel(60)
+    for _ in range(2):
+        failures.report("get failed", OSError(), "full")
+        clock.travel(1)
+    assert len(lines()) == 2
+    assert process.cache.stats().errors == 6 + 2 + 60 + 1 + 2
+
+
 async def test_a_hook_that_raises_is_logged_once_a_second(server, clock, caplog):
     """A function given as ``on_error`` that fails at every failure, also at one that no call raises, fills no log."""
 

@@ -366,8 +366,8 @@ class RedisBackend:
             self.leases.changed(names)
         self.coherence.changed(names)
 
-    async def opening(self, link: Link, wire: Wire) -> None:
-        """Delete what is to be deleted, before anybody reads."""
+    async def opening(self, link: Link, wire: Wire) -> int:
+        """Delete what is to be deleted, before anybody reads; how many of it."""
         pool = self.pool()
         pool.greeted(link)
         self.told(link)
@@ -377,7 +377,7 @@ class RedisBackend:
             if isinstance(table, ErrorReply) and code_of(table) == "ERR":
                 raise BackendUnavailable("redis: the server is no part of a cluster")
             pool.learn(link, told(table))
-        await pool.repayment.at_opening(link, wire)
+        return await pool.repayment.at_opening(link, wire)
 
     def told(self, *opening: Link, log: bool = True) -> None:
         """Take note of whether all servers tell of what is read."""

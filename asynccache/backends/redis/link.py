@@ -1,6 +1,7 @@
 """The way to one server: a connection that is made when it is needed, and made again, by a breaker's leave."""
 
 import asyncio
+import logging
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
@@ -14,7 +15,17 @@ from asynccache.backends.redis.address import Address, Settings
 from asynccache.backends.redis.greeting import greet
 from asynccache.backends.redis.patience import patience
 from asynccache.backends.redis.pieces import Command, Pieces
-from asynccache.backends.redis.replies import ErrorReply, away, code_of, frameless, place_of, translated
+from asynccache.backends.redis.replies import (
+    ErrorReply,
+    away,
+    bare,
+    code_of,
+    frameless,
+    meaning,
+    place_of,
+    said,
+    translated,
+)
 from asynccache.backends.redis.scripts import LESSONS
 from asynccache.backends.redis.wire import Asked, Wire, pack, unsent
 from asynccache.clock import Clock, stopwatch
@@ -23,6 +34,7 @@ from asynccache.telemetry import RoundTrip, recording, round_trip
 
 __all__ = ["Link", "Owner", "answered", "name_of"]
 
+_log: Final = logging.getLogger("asynccache")
 _IDLE_SECONDS: Final = 1.0
 _DROP_SECONDS: Final = 1.0
 _LEAST_PAUSE: Final = 0.05
@@ -51,8 +63,8 @@ class Owner(Protocol):
         """A message has come that answers no command."""
         ...
 
-    async def opening(self, link: "Link", wire: Wire) -> None:
-        """Do what must be done before anybody reads."""
+    async def opening(self, link: "Link", wire: Wire) -> int:
+        """Do what must be done before anybody reads; how many deletions were repeated."""
         ...
 
     def lost(self, link: "Link") -> None:
@@ -197,7 +209,7 @@ class Link:
             if now - self._dropped_at >= _DROP_SECONDS or code_of(error) in ("LOADING", "MAX"):
                 self._dropped_at = now
                 self.drop()
-                self._failed()
+                self._failed(meaning(error))
         return translated(error)
 
     def drop(self) -> None:
@@ -228,6 +240,7 @@ class Link:
             pushed=self._owner.pushed,
             stalled=self._failed,
             lost=self._lost,
+            place=self._place(),
         )
         self._wire = wire
         self._given_up = False
@@ -242,7 +255,7 @@ class Link:
     async def _live(self, wire: Wire, probing: bool) -> None:
         """Connect, greet, and keep the connection until it is lost."""
         settings = self._owner.settings
-        opened, tracked_all = False, False
+        opened, tracked_all, repeated = False, False, 0
         failure: BackendError = BackendUnavailable(_ENDED)
         try:
             pause = self._tried_at + _LEAST_PAUSE - stopwatch()
@@ -251,17 +264,18 @@ class Link:
             self._tried_at = stopwatch()
             async with patience(settings.connect_timeout):
                 await self._connect(wire)
+                wire.place = self._place()
                 tracked_all = self._owner.track_all
                 greeting = await greet(wire, settings, self._owner.clock, track_all=tracked_all, master=self._master)
                 self.offset, self.tracking = greeting.offset, greeting.tracking
                 if self.tracking and self._owner.track_all and not tracked_all:
                     for each in wire.urgent(_TRACK_NOTHING, _TRACK_ALL):  # somebody has come to rely on it meanwhile
                         self.tracking = not isinstance(await each, Exception)
-                await self._owner.opening(self, wire)
+                repeated = await self._owner.opening(self, wire)
             if not wire.lost:
                 opened = True
                 self._last = None
-                self.breaker.succeeded()
+                self._back(repeated)
                 self._keeper = asyncio.current_task()
                 wire.open()
                 self.send = wire.ask
@@ -276,7 +290,7 @@ class Link:
             raise
         finally:
             if not opened and not self._given_up:
-                self._failed()
+                self._failed(bare(failure))
             if not opened and probing:
                 self.breaker.probed()
             wire.close(failure)
@@ -331,27 +345,36 @@ class Link:
             _last.discard(task)
             self._background.ending -= 1
 
-    def _failed(self) -> None:
-        self.breaker.failed(self._began)
+    def _failed(self, why: str = "no answer in time") -> None:
+        if self.breaker.failed(self._began) and not self._background.ending:
+            _log.warning("redis at %s: away: %s", self._place(), why)
+
+    def _back(self, repeated: int) -> None:
+        seconds = self.breaker.succeeded()
+        if seconds is not None:
+            _log.info("redis at %s: back after %.1f s; deletions repeated: %d", self._place(), seconds, repeated)
 
     def _failure(self, error: BaseException) -> BackendError:
         """What an attempt to connect has come to; with the server's name, for the log."""
         if isinstance(error, BackendError):
-            failure = error
+            failure, words = error, bare(error)
         elif isinstance(error, TimeoutError):
-            hint = " (does it speak TLS there?)" if self._owner.settings.context else ""
-            failure = BackendTimeout(f"redis: no connection in time{hint}")
+            failure = BackendTimeout()
+            words = f"no connection in time{' (does it speak TLS there?)' if self._owner.settings.context else ''}"
         else:
-            failure = BackendUnavailable(f"redis: no connection: {type(error).__name__}")
+            failure = BackendUnavailable()
+            unknown = isinstance(error, socket.gaierror)
+            words = f"no connection: {'the name is not known' if unknown else type(error).__name__}"
         if failure is not error:
             failure.__cause__ = error
-        failure.reason = f"redis at {self._place()}: {str(failure).removeprefix('redis: ')}"
+        failure.reason = said(self._place(), words)
+        failure.args = (failure.reason,)
         return frameless(failure)
 
     def _away(self) -> BackendUnavailable:
         """That nobody asks it just now, and why."""
         last = self._last
-        why = "" if last is None else f" ({str(last).removeprefix('redis: ')})"
+        why = "" if last is None else f" ({bare(last)})"
         return away(self._place(), _AWAY + why, last)
 
     def _place(self) -> str:
@@ -360,7 +383,8 @@ class Link:
     def _lost(self, error: BaseException | None) -> None:
         wire = self._wire
         if isinstance(error, BackendTimeout) or (wire is not None and not wire.proved and not self._given_up):
-            self._failed()  # silent, or lost before it was good for anything
+            why = bare(error) if isinstance(error, BackendError) else "the connection is lost"
+            self._failed(why)  # silent, or lost before it was good for anything
         self.tracking = False
         self._taught_at = -_TAUGHT_SECONDS
         self.send = self.ask

@@ -116,18 +116,20 @@ class Repayment:
                     async with asyncio.timeout(seconds):
                         await self._pay(kind)
 
-    async def at_opening(self, link: Link, wire: Wire) -> None:
+    async def at_opening(self, link: Link, wire: Wire) -> int:
         """Pay some of what is owed to a server, before anybody reads there: deletions are waited for, leases are not.
-        Who reads a key of the others pays for that one first."""
+        Who reads a key of the others pays for that one first. How many deletions were made."""
         some = [debt for debt in self._intents.some(_MOST_AT_OPENING) if self._servers.link(debt.name) is link]
         leases = [debt for debt in some if debt.token is not None]
         for debt, asked in zip(leases, wire.urgent(*(debt.command for debt in leases)), strict=True):
             asked.add_done_callback(partial(self._answered_at_opening, debt))
         groups = self._grouped([debt for debt in some if debt.token is None])
+        made = 0
         for group, asked in zip(groups, wire.urgent(*map(_deletion, groups)), strict=True):
-            self._settle(group, await asked)
+            made += self._settle(group, await asked)
         if self._intents:
             self.later()  # a server that was started anew knows no script
+        return made
 
     def _answered_at_opening(self, debt: Debt, asked: Asked) -> None:
         self._settle([debt], asked.result())
@@ -148,10 +150,13 @@ class Repayment:
         debts = {debt.name: debt for debt in deletions}
         return [[debts[name] for name in group] for group in self._servers.grouped(list(debts), _MOST_AT_ONCE)]
 
-    def _settle(self, debts: Iterable[Debt], reply: Any) -> None:
-        if not isinstance(reply, Exception):
-            for debt in debts:
-                self._intents.paid(debt)
+    def _settle(self, debts: Sequence[Debt], reply: Any) -> int:
+        """Strike out what has been done; how many."""
+        if isinstance(reply, Exception):
+            return 0
+        for debt in debts:
+            self._intents.paid(debt)
+        return len(debts)
 
 
 def _deletion(debts: Iterable[Debt]) -> bytes:

@@ -1,14 +1,17 @@
 """What a server answered, or this package's exception for it."""
 
 import re
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, final
 
 import hiredis
 
 from asynccache.backends.redis.address import Address
 from asynccache.errors import BackendError, BackendUnavailable
 
-__all__ = ["ErrorReply", "all_told", "away", "code_of", "foreign", "frameless", "place_of", "told", "translated"]
+__all__ = [
+    "ErrorReply", "Refusals", "all_told", "away", "bare", "code_of", "foreign", "frameless", "meaning", "place_of",
+    "said", "told", "translated",
+]  # fmt: skip
 
 E = TypeVar("E", bound=BaseException)
 
@@ -32,13 +35,92 @@ def code_of(error: BaseException) -> str:
     return word if _CODE.fullmatch(word) else "ERR"
 
 
+_MEANINGS: Final = {
+    "BUSY": "a script keeps it busy",
+    "CLUSTERDOWN": "a part of the cluster is missing",
+    "LOADING": "it is starting",
+    "MASTERDOWN": "it is a replica that has lost its master",
+    "MISCONF": "it cannot save to its disk, and takes no writes",
+    "NOAUTH": "it asks for a password",
+    "NOREPLICAS": "it has too few replicas, and takes no writes",
+    "OOM": "its memory is full: maxmemory",
+    "READONLY": "it is a replica",
+    "WRONGPASS": "wrong user or password",
+    "WRONGTYPE": "another program keeps something else under the key",
+}
+_MEANINGS_OF_ERR: Final = (
+    ("max number of clients", "it has too many clients: maxclients"),
+    ("value is not an integer", "the value is no integer"),
+    ("unknown", "it does not know the command"),
+    ("user executing the script can't run", "the user may not run a command of the script"),
+    ("user executing the script can't access", "the user may not use the key"),
+)
+_FORBIDDEN: Final = re.compile(r"to run the '([a-z|_-]{1,40})' command")
+
+
+def meaning(error: BaseException) -> str:
+    """An error reply in words for a log: its code, and what that means. Of the server's text, which may name keys, no
+    more is taken than the name of a command that the user may not run."""
+    text = str(error)
+    code = code_of(error)
+    if code == "NOPERM":
+        command = _FORBIDDEN.search(text)
+        if command is not None:
+            return f"NOPERM (the user may not run {command[1].replace('|', ' ').upper()})"
+        return "NOPERM (the user may not use the key)" if "key" in text else "NOPERM"
+    if text.startswith("ERR "):
+        lower = text.lower()
+        return next((f"ERR ({words})" for start, words in _MEANINGS_OF_ERR if start in lower[:80]), "ERR")
+    return f"{code} ({_MEANINGS[code]})" if code in _MEANINGS else code
+
+
+@final
+class _Refusal(ErrorReply):
+    """An error reply that says where it is from."""
+
+    place = ""
+
+
+@final
+class Refusals:
+    """Makes the error replies of one connection, which say where they are from.
+
+    Attributes:
+        place: What the server is called.
+    """
+
+    __slots__ = ("place",)
+
+    def __init__(self, place: str = "") -> None:
+        self.place = place
+
+    def __call__(self, text: str) -> ErrorReply:
+        reply = _Refusal(text)
+        reply.place = self.place
+        return reply
+
+
+def said(place: str, words: str) -> str:
+    """What a failure says, with the server that it is about."""
+    return f"redis at {place}: {words}" if place else f"redis: {words}"
+
+
+def bare(failure: BaseException) -> str:
+    """What a failure says, without the server."""
+    return _SERVER.sub("", str(failure), count=1)
+
+
+_SERVER: Final = re.compile(r"redis(?: at .+?)?: ")
+
+
 def translated(error: BaseException) -> BackendError:
     """A failure in this package's words."""
     if isinstance(error, BackendError):
         return error
-    code = code_of(error)
-    failure = (BackendUnavailable if code in _AWAY else BackendError)(f"redis: {code}")
-    failure.reason = f"redis: {code}"
+    kind = BackendUnavailable if code_of(error) in _AWAY else BackendError
+    place = error.place if isinstance(error, _Refusal) else ""
+    failure = kind(said(place, meaning(error)))
+    failure.reason = str(failure)
     failure.__cause__ = error
     return failure
 
@@ -51,8 +133,8 @@ def away(where: str, reason: str, cause: BaseException | None = None) -> Backend
         reason: Why, without keys and values.
         cause: What was raised when it was asked last.
     """
-    failure = BackendUnavailable(f"redis: {reason}")
-    failure.reason = f"redis at {where}: {reason}"
+    failure = BackendUnavailable(said(where, reason))
+    failure.reason = str(failure)
     failure.sent = False
     failure.__cause__ = cause
     return failure

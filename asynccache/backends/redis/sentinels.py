@@ -71,7 +71,7 @@ class Sentinels:
                 if reply[1].isdigit() and 0 < int(reply[1]) < 65_536:
                     return reply[0].decode("ascii", "replace"), int(reply[1])
         why = "" if failure is None else f" ({failure.reason or failure})"
-        raise BackendUnavailable(f"redis: no sentinel knows the master{why}") from failure
+        raise BackendUnavailable(f"redis: no sentinel knows the master of {self.settings.service!r}{why}") from failure
 
     def close(self) -> None:
         """Close the connections."""
@@ -83,8 +83,9 @@ class Sentinels:
     def pushed(self, message: Any) -> None:
         """Nothing is expected."""
 
-    async def opening(self, link: Link, wire: Wire) -> None:
+    async def opening(self, link: Link, wire: Wire) -> int:
         """Nothing is to be done first."""
+        return 0
 
     def lost(self, link: Link) -> None:
         """Another is made when it is needed."""

@@ -30,6 +30,7 @@ from typing import Any, Final, TypeVar, cast, final
 import hiredis
 
 from asynccache.backends.redis.pieces import Command, portions
+from asynccache.backends.redis.replies import Refusals, bare, said
 from asynccache.clock import stopwatch
 from asynccache.errors import BackendError, BackendTimeout, BackendUnavailable
 
@@ -71,6 +72,7 @@ class Wire(BufferedProtocol):
         pushed: Told of each message that answers no command.
         stalled: Told when commands have passed their deadline before the connection was open.
         lost: Told, with the reason, when the connection is lost.
+        place: What failures call the server.
 
     Attributes:
         opened: Whether what is asked may leave.
@@ -87,6 +89,7 @@ class Wire(BufferedProtocol):
         pushed: Callable[[Sequence[Any]], object],
         stalled: Callable[[], object],
         lost: Callable[[BaseException | None], object],
+        place: str = "",
     ) -> None:
         self._loop = loop
         self._create_future = loop.create_future
@@ -95,7 +98,8 @@ class Wire(BufferedProtocol):
         self._on_pushed = pushed
         self._on_stalled = stalled
         self._on_lost = lost
-        self._reader = hiredis.Reader(notEnoughData=_MORE)
+        self._refusals = Refusals(place)
+        self._reader = hiredis.Reader(notEnoughData=_MORE, replyError=cast(Any, self._refusals))
         self._feed: Callable[[memoryview, int, int], None] = cast(Any, self._reader.feed)
         self._gets = self._reader.gets
         # asyncio's TLS puts one record after another into slices of it: those of a bytearray would be copies.
@@ -127,10 +131,10 @@ class Wire(BufferedProtocol):
             BackendError: Too many commands wait.
         """
         if self.lost or self.late:
-            raise unsent(BackendUnavailable("redis: the server does not answer in time" if self.late else _LOST))
+            raise unsent(self._failure(BackendUnavailable, _SILENT if self.late else _LOST))
         waiting = self._waiting
         if len(waiting) >= _MOST_WAITING:
-            raise unsent(BackendError(f"redis: more than {_MOST_WAITING:,} commands wait to be sent"))
+            raise unsent(self._failure(BackendError, f"more than {_MOST_WAITING:,} commands wait to be sent"))
         asked = self._create_future()
         if deadline is not None:
             timer = self._loop.call_later(max(deadline - stopwatch(), 0.0), self._expire, asked)
@@ -156,7 +160,7 @@ class Wire(BufferedProtocol):
         asked = [self._loop.create_future() for _ in commands]
         if self.lost or self._transport is None:
             for each in asked:
-                each.set_result(BackendUnavailable(_LOST))
+                each.set_result(self._failure(BackendUnavailable, _LOST))
             return asked
         deadline = stopwatch() + self._timeout
         self._in_air.extend([(each, deadline) for each in asked])
@@ -177,6 +181,20 @@ class Wire(BufferedProtocol):
         """Let what is asked leave from now on."""
         self.opened = True
         self._flush()
+
+    @property
+    def place(self) -> str:
+        """What failures call the server."""
+        return self._refusals.place
+
+    @place.setter
+    def place(self, place: str) -> None:
+        self._refusals.place = place
+
+    def _failure(self, kind: type[E], words: str) -> E:
+        failure = kind(said(self.place, words))
+        failure.reason = str(failure)
+        return failure
 
     @property
     def peer(self) -> object:
@@ -302,7 +320,7 @@ class Wire(BufferedProtocol):
                 if asked is not None and not asked.done():
                     asked.set_result(reply)
         except _STRANGE as error:  # what follows cannot be trusted either
-            failure = BackendUnavailable("redis: the server's answer is not understood")
+            failure = self._failure(BackendUnavailable, "the server's answer is not understood")
             failure.__cause__ = error
             self.close(failure)
             return
@@ -340,7 +358,7 @@ class Wire(BufferedProtocol):
     def _expire(self, asked: Asked) -> None:
         """Fail a command whose operation has had its time."""
         if not asked.done():
-            asked.set_result(_timed_out())
+            asked.set_result(self._failure(BackendTimeout, _LATE))
 
     def _watch(self) -> None:
         if not self._sweeping:
@@ -369,11 +387,12 @@ class Wire(BufferedProtocol):
             overdue.append((self._waiting.popleft()[1], False))
         for asked, sent in overdue:
             if not asked.done():
-                asked.set_result(_timed_out() if sent else unsent(_timed_out()))
+                failure = self._failure(BackendTimeout, _LATE)
+                asked.set_result(failure if sent else unsent(failure))
         if stalled:
             self.late = True
             if self.opened and self._heard_at + self._timeout <= now:
-                self.close(BackendTimeout("redis: the server is silent"))
+                self.close(self._failure(BackendTimeout, "the server is silent"))
                 return
         elif overdue and not self.opened:
             self._on_stalled()
@@ -398,9 +417,8 @@ class Wire(BufferedProtocol):
         kind = BackendTimeout if isinstance(error, BackendTimeout) else BackendUnavailable
         for asked, sent in unheard:
             if not asked.done():
-                failure = kind(str(error) if isinstance(error, BackendError) else _LOST)  # each has his own
-                failure.sent = sent
-                failure.reason = (isinstance(error, BackendError) and error.reason) or str(failure)
+                failure = self._failure(kind, bare(error) if isinstance(error, BackendError) else _LOST)
+                failure.sent = sent  # each has his own
                 failure.__cause__ = error.__cause__ if isinstance(error, BackendError) else error
                 asked.set_result(failure)
         self._on_lost(error)
@@ -412,13 +430,9 @@ def unsent(failure: E) -> E:
     return failure
 
 
-def _timed_out() -> BackendTimeout:
-    failure = BackendTimeout("redis: no answer in time")
-    failure.reason = str(failure)
-    return failure
-
-
 # What comes of replies that no server gives; the message handlers look at them as they are.
 _STRANGE: Final = (hiredis.HiredisError, LookupError, TypeError, ValueError, AttributeError, MemoryError)
 _PUSH: Final = hiredis.PushNotification
-_LOST: Final = "redis: the connection is lost"
+_LATE: Final = "no answer in time"
+_SILENT: Final = "the server does not answer in time"
+_LOST: Final = "the connection is lost"
