@@ -48,6 +48,11 @@ class Breaker:
         return "half_open" if self._now() >= self._retry_at else "open"
 
     @property
+    def failed_at(self) -> float | None:
+        """When it failed last, if nothing has succeeded since."""
+        return self._failed_at if self._failures else None
+
+    @property
     def tripped(self) -> bool:
         """Whether a caller is to be refused rather than kept waiting."""
         return self._failures > 0 and self._now() - self._failed_at < _FORGOTTEN_SECONDS

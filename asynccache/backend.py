@@ -167,7 +167,8 @@ class Health(Protocol):
 
     @property
     def breaker(self) -> Literal["closed", "half_open", "open"]:
-        """Whether calls reach the server: ``open`` while they are refused without asking it."""
+        """What is known last of the server: ``open`` from the first failed attempt until it has answered again,
+        ``half_open`` when the connection was lost and nobody has tried since."""
         ...
 
     @property

@@ -72,10 +72,10 @@ class Meters:
         gauge("cache.load.inflight", [self._told_by(_inflight)], "{load}", "Factories that run now.")
         gauge("cache.entries", [self._told_by(_entries)], "{entry}", "Entries in the local store.")
         gauge("cache.size", [self._told_by(_size)], "By", "What the local store's entries weigh, where it weighs them.")
-        gauge("cache.breaker.state", [self._told_by(_breaker)], "{state}", "1 for the state that the breaker is in.")
+        gauge("cache.breaker.state", [self._told_by_stores(_breaker)], "{state}", "1 for what is known of the server.")
         gauge(
             "cache.replay.queue",
-            [self._told_by(_owed)],
+            [self._told_by_stores(_owed)],
             "{key}",
             "Keys to be deleted and leases to be given back when the server is back.",
         )
@@ -110,6 +110,25 @@ class Meters:
                     series[attributes] = series.get(attributes, 0) + value
             for attributes, value in series.items():
                 yield Observation(value, dict(attributes))
+
+        return observe
+
+    def _told_by_stores(
+        self, tell: Callable[[Iterable[Health]], _Series]
+    ) -> Callable[[CallbackOptions], Iterator[Observation]]:
+        """What stores say: each once under a name, however many of its caches have it."""
+
+        def observe(_: CallbackOptions) -> Iterator[Observation]:
+            with self._lock:
+                sources = list(self._sources)
+            named: dict[tuple[tuple[str, str], ...], dict[int, Health]] = {}
+            for source in sources:
+                health = source.health
+                if health is not None:
+                    named.setdefault(tuple(source.labels.items()), {})[id(health)] = health
+            for labels, stores in named.items():
+                for more, value in tell(stores.values()):
+                    yield Observation(value, dict(labels) | dict(more))
 
         return observe
 
@@ -182,16 +201,15 @@ def _size(source: Source, stats: Stats) -> _Series:
     yield {}, stats.bytes
 
 
-def _breaker(source: Source, stats: Stats) -> _Series:
-    if source.health is not None:
-        now = source.health.breaker
-        for state in ("closed", "half_open", "open"):
-            yield {"cache.breaker.state": state}, int(now == state)
+def _breaker(stores: Iterable[Health]) -> _Series:
+    states = {store.breaker for store in stores}
+    worst = next(state for state in ("open", "half_open", "closed") if state in states)
+    for state in ("closed", "half_open", "open"):
+        yield {"cache.breaker.state": state}, int(state == worst)
 
 
-def _owed(source: Source, stats: Stats) -> _Series:
-    if source.health is not None:
-        yield {}, source.health.owed
+def _owed(stores: Iterable[Health]) -> _Series:
+    yield {}, sum(store.owed for store in stores)
 
 
 _lock: Final = threading.Lock()

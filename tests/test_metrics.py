@@ -7,10 +7,13 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
+from fault_proxy import FaultProxy
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from stores import on_redis
 
 from asynccache import Cache, Telemetry
 
@@ -216,3 +219,25 @@ async def test_questions_to_a_remote_store_are_timed(metrics, url, local):
     assert counts["delete"] == counts["incr"] == 1
     assert all(0 < point.sum < 5 for point in points.values())
     assert {dict(attributes)["cache.backend"] for attributes in points} == {"redis"}
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["one store", "one name"])
+async def test_a_server_is_not_counted_twice(metrics, url, shared):
+    """Caches of one name are in one state, the worst of theirs; what a store owes is counted once."""
+    address = urlsplit(url)
+    with FaultProxy(str(address.hostname), address.port or 0) as proxy:
+        store = on_redis(proxy.url) if shared else None
+        caches = [Cache(store or each, telemetry=metrics.telemetry()) for each in (url, proxy.url)]
+        for cache in caches:
+            await cache.set("key", 1)
+        states = {"closed": 1, "half_open": 0, "open": 0}
+        assert metrics.values("cache.breaker.state", "cache.breaker.state") == states
+        proxy.refuse()
+        for _ in range(2):  # the connection is lost, the attempt to make another one fails
+            assert not await caches[1].delete("key")
+        assert metrics.values("cache.breaker.state", "cache.breaker.state") == states | {"closed": 0, "open": 1}
+        assert metrics.values("cache.replay.queue") == {"": 1}
+        for cache in caches:
+            await cache.aclose()
+        if store is not None:
+            await store.aclose()

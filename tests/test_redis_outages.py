@@ -46,6 +46,7 @@ from stores import FLAVOURS, on_redis
 from waiting import comes, until
 
 from asynccache import Cache, CacheError, Caches, ConfigError, Policy, Telemetry
+from asynccache import _breaker as breaker_module
 from asynccache.backend import Lease
 from asynccache.backends.redis import RedisBackend, intents
 from asynccache.entry import Entry
@@ -249,6 +250,43 @@ def connections_to(port: int) -> Iterator[list[float]]:
     _attempts, _port = attempts, port
     yield attempts
     _attempts = None
+
+
+async def test_the_breaker_is_open_until_the_server_answers(
+    server: Server, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its state says what is known last, however long nobody has asked: nothing but an answer closes it."""
+    async with Cache(proxy.url, ttl="1m") as cache:
+        assert breaker_of(cache) == "closed"
+        assert await cache.set("k", 1)
+        assert breaker_of(cache) == "closed"
+        proxy.refuse()
+        await comes(lambda: breaker_of(cache) != "closed")
+        await cache.get("k")
+        assert breaker_of(cache) == "open"
+        monkeypatch.setattr(breaker_module, "_FORGOTTEN_SECONDS", 0.0)  # whatever callers are let through
+        proxy.healthy()
+        await asyncio.sleep(0.6)  # past the longest pause between attempts
+        assert breaker_of(cache) == "open"
+        await holds_within(cache.ping, HEALED_SECONDS)
+        assert breaker_of(cache) == "closed"
+
+
+async def test_a_lost_connection_is_half_open(server: Server, proxy: FaultProxy) -> None:
+    """Nobody knows whether the server is there until somebody asks; another connection to it that is up tells."""
+    async with Cache(proxy.url, ttl="1m") as cache:
+        assert await cache.set("k", 1)
+        proxy.reset_all()
+        await comes(lambda: breaker_of(cache) == "half_open")
+        await holds_within(cache.ping, HEALED_SECONDS)
+        assert breaker_of(cache) == "closed"
+        assert await cache.set("large", random.randbytes(200_000).hex())
+        pool = remote(cache).pool()
+        beside = pool.large(pool.link(b"large"), out=True)
+        assert beside.up
+        beside.drop()
+        assert not beside.up
+        assert breaker_of(cache) == "closed"
 
 
 # 1. Killed and restarted under load

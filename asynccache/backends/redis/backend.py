@@ -315,6 +315,10 @@ class RedisBackend:
         """All connections of this process."""
         return [link for pool in list(self._pools.values()) for link in pool.links()]
 
+    def serving(self) -> list[Link]:
+        """The connections of loops that run to servers that are needed."""
+        return [link for loop, pool in list(self._pools.items()) if loop.is_running() for link in pool.serving()]
+
     def pool(self) -> Pool:
         """The connections of the running loop.
 

@@ -94,6 +94,7 @@ class Link:
         offset: Seconds by which the server's clock is ahead of the cache's.
         send: As `Wire.ask`, as long as the connection is good; else as `ask`.
         tracking: Whether the server tells of keys that change.
+        broken: Whether it was lost, and has not been made again.
         attempts: How often a connection was tried.
     """
 
@@ -125,6 +126,7 @@ class Link:
         self.address: Address | None = None
         self.offset = 0.0
         self.tracking = False
+        self.broken = False
         self.attempts = 0
         self.send: Callable[..., Asked] = self.ask
 
@@ -184,8 +186,16 @@ class Link:
     @property
     def state(self) -> BreakerState:
         """Of its breaker."""
-        wire = self._wire
-        return "open" if wire is not None and wire.late else self.breaker.state
+        return "open" if self.late else self.breaker.state
+
+    @property
+    def late(self) -> bool:
+        """Whether the server is behind with its answers."""
+        return self._wire is not None and self._wire.late
+
+    def answered_since(self, when: float) -> bool:
+        """Whether the server has been heard on this connection after a time of the stopwatch."""
+        return self._wire is not None and self._wire.opened and self._wire.quiet_since() > when
 
     @property
     def up(self) -> bool:
@@ -275,6 +285,7 @@ class Link:
             if not wire.lost:
                 opened = True
                 self._last = None
+                self.broken = False
                 self._back(repeated)
                 self._keeper = asyncio.current_task()
                 wire.open()
@@ -385,7 +396,7 @@ class Link:
         if isinstance(error, BackendTimeout) or (wire is not None and not wire.proved and not self._given_up):
             why = bare(error) if isinstance(error, BackendError) else "the connection is lost"
             self._failed(why)  # silent, or lost before it was good for anything
-        self.tracking = False
+        self.tracking, self.broken = False, True
         self._taught_at = -_TAUGHT_SECONDS
         self.send = self.ask
         keeper, self._keeper = self._keeper, None

@@ -135,6 +135,11 @@ class Pool:
         mains = list(self._nodes.values()) if self.clustered else self._mains
         return [*mains, *self._large.values()]
 
+    def serving(self) -> Iterable[Link]:
+        """Those to servers that are needed: of a cluster's nodes the ones that have slots, where that is known."""
+        addresses = set(self._slots) - {None}
+        return [link for link in self.links() if not addresses or link.address in addresses]
+
     @property
     def mapped(self) -> bool:
         """Whether it is known where the keys are."""
