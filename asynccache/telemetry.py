@@ -190,16 +190,21 @@ class RoundTrip:
     def __init__(self, span: Span) -> None:
         self._span = span
 
-    def end(self, error: BaseException | None, code: str | None = None) -> None:
+    def end(
+        self, error: BaseException | None, code: str | None = None, peer: Mapping[str, str | int] | None = None
+    ) -> None:
         """End it.
 
         Args:
             error: What came instead of an answer.
             code: What the server calls that.
+            peer: The attributes that say which server it was.
         """
+        if peer:
+            self._span.set_attributes(peer)
+        if code is not None:
+            self._span.set_attribute("db.response.status_code", code)
         if error is not None:
-            if code is not None:
-                self._span.set_attribute("db.response.status_code", code)
             self._span.set_attribute("error.type", code or _error_type(error))
             self._span.set_status(Status(StatusCode.ERROR, code or type(error).__name__))
         self._span.end()
@@ -210,13 +215,16 @@ def recording() -> bool:
     return _current.get() is not None
 
 
-def round_trip(command: str, where: Mapping[str, str | int], size: int | None = None) -> RoundTrip | None:
+def round_trip(
+    command: str, where: Mapping[str, str | int], size: int | None = None, script: str | None = None
+) -> RoundTrip | None:
     """The span of a question to a server, by the conventions for databases; ``None`` where nobody records.
 
     Args:
         command: What the server calls it.
-        where: The attributes that say which server.
+        where: The attributes that say which servers.
         size: How many commands, where several make one.
+        script: What is called of what the server has stored.
     """
     call = _current.get()
     if call is None or not call.open:
@@ -224,6 +232,8 @@ def round_trip(command: str, where: Mapping[str, str | int], size: int | None = 
     attributes: dict[str, str | int] = {**where, "db.operation.name": command}
     if size is not None:
         attributes["db.operation.batch.size"] = size
+    if script is not None:
+        attributes["db.stored_procedure.name"] = script
     return RoundTrip(call.tracer.start_span(command, kind=SpanKind.CLIENT, attributes=attributes))
 
 

@@ -46,7 +46,7 @@ FLOORS: Final[Sequence[tuple[str, Sequence[str]]]] = (
             "backends.redis.pieces", "backends.redis.plain", "backends.redis.pool", "backends.redis.raw",
             "backends.redis.reading", "backends.redis.repayment", "backends.redis.replies", "backends.redis.scripts",
             "backends.redis.sentinels", "backends.redis.shortcut", "backends.redis.slots", "backends.redis.times",
-            "backends.redis.tracker", "backends.redis.wire", "backends.redis.writing",
+            "backends.redis.tracker", "backends.redis.trips", "backends.redis.wire", "backends.redis.writing",
             "_arguments", "_bulk", "_claims", "_copies", "_dispatcher", "_flights", "_keeping", "_listing", "_loading",
             "_locks", "_memoize", "_opening", "_prefixed", "_seats", "_short_way", "_stored", "_tags", "_typed_cache",
             "_urls",

@@ -1844,12 +1844,13 @@ async def test_the_log_says_what_an_answer_means(
     assert "4711" not in caplog.text
 
 
+@pytest.mark.parametrize("options", ["", "?merge_reads=true"])
 async def test_the_log_names_a_server_that_is_silent(
-    server: Server, proxy: FaultProxy, caplog: pytest.LogCaptureFixture
+    server: Server, proxy: FaultProxy, options: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A deadline that has passed, and a connection that was lost, say which server it was; so does the exception."""
     where = f"redis at 127.0.0.1:{proxy.port}: "
-    async with Cache(proxy.url) as cache, Cache(proxy.url, on_error="raise") as loud:
+    async with Cache(proxy.url + options) as cache, Cache(proxy.url + options, on_error="raise") as loud:
         assert await cache.set("a", 1)
         assert await loud.set("a", 1)
         proxy.stall()

@@ -1028,7 +1028,7 @@ def spans() -> Iterator[Spans]:
 KEY, VALUE = "user:4711:sensitive", "a value that nobody should see"
 ALLOWED = {
     "db.system.name", "db.namespace", "db.operation.name", "db.operation.batch.size", "server.address", "server.port",
-    "error.type", "db.response.status_code",
+    "error.type", "db.response.status_code", "db.stored_procedure.name", "network.peer.address", "network.peer.port",
 }  # fmt: skip
 
 
@@ -1048,7 +1048,7 @@ CALLS: dict[str, tuple[Callable[[Cache], Awaitable[Any]], list[str]]] = {
     "get": (lambda cache: cache.get(KEY), ["GETRANGE"]),
     "set": (lambda cache: cache.set(KEY, VALUE), ["SET"]),
     "get_many": (lambda cache: cache.get_many([KEY, "b"]), ["MGET"]),
-    "set_many": (lambda cache: cache.set_many({KEY: VALUE, "b": VALUE}), ["PIPELINE"]),
+    "set_many": (lambda cache: cache.set_many({KEY: VALUE, "b": VALUE}), ["PIPELINE SET"]),
     "delete": (lambda cache: cache.delete(KEY), ["EVALSHA"]),
     "delete_many": (lambda cache: cache.delete_many([KEY, "b", "c"]), ["EVALSHA"]),
     "add": (lambda cache: cache.add(KEY, VALUE), ["EVALSHA"]),
@@ -1080,6 +1080,7 @@ async def test_a_round_trip_has_a_span(url, spans, name):
         assert attributes["db.namespace"] == url.rsplit("/", 1)[1]
         assert attributes["db.operation.name"] == span.name
         assert (attributes["server.address"], attributes["server.port"]) == (host, port)
+        assert (attributes["network.peer.address"], attributes["network.peer.port"]) == (host, port)
         assert set(attributes) <= ALLOWED
         assert span.status.status_code is StatusCode.UNSET
         assert not span.events
@@ -1100,6 +1101,72 @@ async def test_a_batch_says_how_large_it_is(url, spans):
         await cache.set("a", 1)
         (trip,) = spans.clients()
         assert "db.operation.batch.size" not in dict(trip.attributes or {})
+
+
+async def test_a_batch_is_named_after_its_commands(url, spans):
+    """Where they are of one kind, after that; where they are of several, after none."""
+    async with traced(url, spans) as cache:
+        await cache.set_many({"a": 1, "b": 2})
+        await cache.memoize(key="piped")(_piping(cache))()
+    names = [span.name for span in spans.clients() if span.name.startswith("PIPELINE")]
+    assert names == ["PIPELINE SET", "PIPELINE"]
+
+
+def _piping(cache: Cache) -> Callable[[], Awaitable[int]]:
+    async def load() -> int:
+        return len(await cache.redis.pipeline([("SET", "c", 1), ("GET", "c")]))
+
+    return load
+
+
+SCRIPTS: dict[str, tuple[Callable[[Cache], Awaitable[Any]], set[str]]] = {
+    "delete": (lambda cache: cache.delete("a"), {"delete"}),
+    "add": (lambda cache: cache.add("a", 1), {"put_if"}),
+    "incr": (lambda cache: cache.incr("n"), {"add"}),
+    "touch": (lambda cache: cache.touch("warm", 5), {"touch"}),
+    "get_or_set": (lambda cache: cache.get_or_set("a", lambda: 1), {"acquire", "commit"}),
+    "lock": (lambda cache: _locked(cache), {"acquire"}),  # nobody waits for its end
+}
+
+
+async def _locked(cache: Cache) -> None:
+    async with cache.lock("k", ttl=5):
+        pass
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("name", SCRIPTS)
+async def test_a_script_has_its_name_and_is_taught_without_an_error(url, spans, name, known):
+    """A trace says which script ran; that a server did not know it yet is no failure of a call that succeeds."""
+    call, scripts = SCRIPTS[name]
+    async with traced(url, spans) as cache:
+        if not known:
+            await cache.redis.command("SCRIPT", "FLUSH")
+        await call(cache)
+    trips = [span for span in spans.clients() if span.name == "EVALSHA"]
+    assert {dict(span.attributes or {})["db.stored_procedure.name"] for span in trips} == scripts
+    assert {span.status.status_code for span in spans.all()} == {StatusCode.UNSET}
+    assert not any("error.type" in dict(span.attributes or {}) for span in spans.all())
+    codes = {dict(span.attributes or {}).get("db.response.status_code") for span in trips}
+    assert codes == ({None} if known else {None, "NOSCRIPT"})
+
+
+@pytest.mark.parametrize(
+    ("reply", "code"),
+    [("ERR max number of clients reached", "ERR"), ("ERR value is not an integer or out of range", "ERR")],
+)
+@pytest.mark.parametrize("many", [True, False])
+async def test_the_code_of_a_refusal_is_the_servers_own(url, spans, reply, code, many):
+    """Its prefix as it was sent, also of a batch."""
+    with FaultProxy(*_address(url)) as proxy:
+        async with traced(f"{proxy.url}/{url.rsplit('/', 1)[1]}", spans, on_error="degrade") as cache:
+            proxy.error_replies(f"-{reply}\r\n".encode(), only=["SET"])
+            await (cache.set_many({"a": 1, "b": 2}) if many else cache.set("a", 1))
+            proxy.healthy()
+    (trip, *_) = [span for span in spans.clients() if span.name in ("SET", "PIPELINE SET")]
+    attributes = dict(trip.attributes or {})
+    assert attributes["db.response.status_code"] == attributes["error.type"] == code
+    assert trip.status.status_code is StatusCode.ERROR
 
 
 async def test_a_load_has_its_round_trips(url, spans):

@@ -222,6 +222,21 @@ async def test_all_sentinels_away(sentinels: Sentinels) -> None:
         await until(lambda: new.get("key"), "a read", 3.0)
 
 
+async def test_spans_behind_sentinels(sentinels: Sentinels) -> None:
+    """They say what the URL says, and which server it was: another one after each failover."""
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    async with Cache(sentinels.url, telemetry=Telemetry(tracer_provider=provider), on_error="raise") as cache:
+        await cache.set("key", 1)
+        exporter.clear()
+        await cache.set_many({"a": 1, "b": 2})
+    [trip] = [span for span in exporter.get_finished_spans() if span.kind is SpanKind.CLIENT]
+    attributes = dict(trip.attributes or {})
+    assert (attributes["network.peer.address"], attributes["network.peer.port"]) == sentinels.master()
+    assert (attributes["server.address"], attributes["server.port"]) == sentinels.sentinels[0].address
+    provider.shutdown()
+
+
 async def test_an_unknown_service(sentinels: Sentinels) -> None:
     """Sentinels that do not know the name: misses, promptly."""
     url = sentinels.url.replace(f"/{sentinels.service}/", "/nobody/")
@@ -794,7 +809,8 @@ async def _copied(cache: Cache, key: str) -> bool:
 
 
 async def test_spans_of_a_redirection(cluster: Cluster) -> None:
-    """Each round trip has its own, with the node that was asked, and is named after the command that was wanted."""
+    """Each round trip has its own, with the node that was asked beside the address of the URL, and is named after the
+    command that was wanted."""
     exporter, provider = InMemorySpanExporter(), TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     slot = slot_of(b"spans")
@@ -808,7 +824,8 @@ async def test_spans_of_a_redirection(cluster: Cluster) -> None:
         spans = [span for span in exporter.get_finished_spans() if span.kind is SpanKind.CLIENT]
         assert [span.name for span in spans] == ["GETRANGE", "GETRANGE"]
         seen = [dict(span.attributes or {}) for span in spans]
-        assert [each["server.port"] for each in seen] == [source.port, target.port]
+        assert [each["network.peer.port"] for each in seen] == [source.port, target.port]
+        assert len({(each["server.address"], each["server.port"]) for each in seen}) == 1
         assert [each.get("error.type") for each in seen] == ["ASK", None]
         assert "{spans}" not in "".join(span.to_json() for span in spans)
     provider.shutdown()

@@ -179,7 +179,7 @@ class RedisLeases:
         command = pack((b"GETRANGE", name, 0, LEASE_BYTES - 1))
         link = pool.link(name)
         asking = link.tracking and not self._store.track_all
-        reply = await (link.ask(_CACHING + command, 1, name="GETRANGE") if asking else link.ask(command))
+        reply = await (link.ask(_CACHING + command, 1, wanted=command) if asking else link.ask(command))
         if isinstance(reply, Exception):
             reply = await pool.again(link, reply, command)
         data: bytes = told(reply)

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import socket
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from contextvars import Context
 from functools import partial
@@ -11,12 +11,12 @@ from typing import Any, Final, Protocol, final
 
 from asynccache._background import Background
 from asynccache._breaker import Breaker, BreakerState
+from asynccache.backends.redis import trips
 from asynccache.backends.redis.address import Address, Settings
 from asynccache.backends.redis.greeting import greet
 from asynccache.backends.redis.patience import patience
-from asynccache.backends.redis.pieces import Command, Pieces
+from asynccache.backends.redis.pieces import Command
 from asynccache.backends.redis.replies import (
-    ErrorReply,
     away,
     bare,
     code_of,
@@ -30,9 +30,9 @@ from asynccache.backends.redis.scripts import LESSONS
 from asynccache.backends.redis.wire import Asked, Wire, pack, unsent
 from asynccache.clock import Clock, stopwatch
 from asynccache.errors import BackendError, BackendTimeout, BackendUnavailable
-from asynccache.telemetry import RoundTrip, recording, round_trip
+from asynccache.telemetry import recording
 
-__all__ = ["Link", "Owner", "answered", "name_of"]
+__all__ = ["Link", "Owner", "answered"]
 
 _log: Final = logging.getLogger("asynccache")
 _IDLE_SECONDS: Final = 1.0
@@ -137,7 +137,7 @@ class Link:
         *,
         deadline: float | None = None,
         traced: bool = True,
-        name: str | None = None,
+        wanted: Command | None = None,
     ) -> Asked:
         """Send a packed command; see `Wire.ask`.
 
@@ -146,7 +146,7 @@ class Link:
             extra: How many others stand in front of it.
             deadline: When the operation has had its time.
             traced: Whether it is a round trip of its own.
-            name: What spans call it, where others stand in front.
+            wanted: What spans show of it, where others stand in front.
 
         Raises:
             BackendUnavailable: The server is away, and it is too early to try again.
@@ -158,9 +158,9 @@ class Link:
             raise self._away()
         asked = wire.ask(command, extra, deadline)
         if traced and recording():
-            trip = round_trip(name or name_of(command), self.where())
+            trip = trips.begun(self._owner.settings, wanted or command)
             if trip is not None:
-                asked.add_done_callback(partial(_answered, trip))
+                asked.add_done_callback(partial(trips.answered, trip, wire))
         return asked
 
     def teach(self) -> bool:
@@ -170,18 +170,6 @@ class Link:
         if now - self._taught_at >= _TAUGHT_SECONDS and self._wire is not None and self._wire.ahead(LESSONS):
             self._taught_at = now
         return now - self._taught_at < _TAUGHT_SECONDS
-
-    def where(self) -> Mapping[str, str | int]:
-        """The attributes of spans that say which server this is."""
-        where: dict[str, str | int] = {"db.system.name": "redis", "db.namespace": str(self._owner.settings.db)}
-        address = self.address
-        if address is None and self._owner.settings.topology != "sentinel":
-            address = self._owner.settings.addresses[0]
-        if isinstance(address, str):
-            where["server.address"] = address
-        elif address is not None:
-            where["server.address"], where["server.port"] = address
-        return where
 
     @property
     def state(self) -> BreakerState:
@@ -414,19 +402,6 @@ async def answered(links: Iterable[Link]) -> None:
                 asked.append(link.ask(_PING, traced=False))
     if asked:
         await asyncio.wait(asked, timeout=_ANSWERED_SECONDS)
-
-
-def name_of(command: Command) -> str:
-    """What the server calls a packed command."""
-    start = next(iter(command)) if isinstance(command, Pieces) else command
-    return start.split(b"\r\n", 3)[2].decode("ascii", "replace").upper()
-
-
-def _answered(trip: RoundTrip, asked: Asked) -> None:
-    """End the span of a round trip."""
-    reply = None if asked.cancelled() else asked.result()
-    error = reply if isinstance(reply, Exception) else None
-    trip.end(error, code_of(error) if isinstance(error, ErrorReply) else None)
 
 
 _ENDED: Final = "redis: the loop has ended"

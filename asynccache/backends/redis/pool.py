@@ -9,9 +9,10 @@ from typing import Any, Final, Protocol, final
 
 from asynccache._background import Background
 from asynccache._breaker import Breaker
+from asynccache.backends.redis import trips
 from asynccache.backends.redis.address import Address
 from asynccache.backends.redis.intents import Intents
-from asynccache.backends.redis.link import Link, Owner, name_of
+from asynccache.backends.redis.link import Link, Owner
 from asynccache.backends.redis.pieces import Command
 from asynccache.backends.redis.reading import Merger, first_chunk
 from asynccache.backends.redis.repayment import Repayment
@@ -23,7 +24,7 @@ from asynccache.backends.redis.tracker import Tracker
 from asynccache.backends.redis.wire import Asked, pack
 from asynccache.clock import stopwatch
 from asynccache.errors import BackendError, BackendUnavailable
-from asynccache.telemetry import recording, round_trip
+from asynccache.telemetry import recording
 
 __all__ = ["Pool"]
 
@@ -255,7 +256,7 @@ class Pool:
         trip = None
         several = len(commands) > 1
         if several and recording():
-            trip = round_trip("PIPELINE", self.link(commands[0][0]).where(), len(commands))
+            trip = trips.begun_all(self._settings, [command for _, command in commands])
         for key, command in commands:
             link = self.link(key)
             try:
@@ -276,8 +277,7 @@ class Pool:
                 replies.append(reply)
         finally:
             if trip is not None:
-                failure = next((each for each in replies if isinstance(each, Exception)), None)
-                trip.end(failure, None)
+                trips.answered_all(trip, {link.peer for link, _, _ in asked}, replies)
         return replies
 
     async def large_ended(self, keys: Iterable[bytes]) -> None:
@@ -341,7 +341,7 @@ class Pool:
                 break
             # A loop that was busy is no server that was slow; and who brings no script stands behind a crowd again.
             until = None if code == "NOSCRIPT" else max(deadline, stopwatch() + self.timeout / 2)
-            reply = await link.ask(command, extra, deadline=until, name=name_of(alone))
+            reply = await link.ask(command, extra, deadline=until, wanted=alone)
             command = alone
             if not isinstance(reply, Exception):
                 return reply

@@ -99,4 +99,5 @@ def _fail(part: Waiting, error: Exception) -> None:
         if not asked.done():
             own = type(error)(*error.args)
             own.__cause__ = error.__cause__
+            vars(own).update(vars(error))
             asked.set_result(own)

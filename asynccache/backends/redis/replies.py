@@ -10,7 +10,7 @@ from asynccache.errors import BackendError, BackendUnavailable
 
 __all__ = [
     "ErrorReply", "Refusals", "all_told", "away", "bare", "code_of", "foreign", "frameless", "meaning", "place_of",
-    "said", "told", "translated",
+    "prefix_of", "said", "told", "translated",
 ]  # fmt: skip
 
 E = TypeVar("E", bound=BaseException)
@@ -25,13 +25,19 @@ _AWAY: Final = frozenset(
 
 
 def code_of(error: BaseException) -> str:
-    """The first word of an error reply: the rest may name keys, values and users, and is shown to nobody."""
+    """What kind of error reply it is: its first word, or a finer one of ours. The rest may name keys, values and users,
+    and is shown to nobody."""
     text = str(error)
     if text.startswith("ERR max number of clients"):
         return "MAX"
     if text.startswith("ERR value is not an integer") or text.startswith("ERR hash value is not an integer"):
         return "NOTINT"
-    word = text.split(" ", 1)[0]
+    return prefix_of(error)
+
+
+def prefix_of(error: BaseException) -> str:
+    """The first word of an error reply as the server has it."""
+    word = str(error).split(" ", 1)[0]
     return word if _CODE.fullmatch(word) else "ERR"
 
 

@@ -20,8 +20,8 @@ from asynccache.backends.redis.reading import HEAD
 from asynccache.backends.redis.wire import pack
 
 __all__ = [
-    "ACQUIRE", "ADD", "COMMIT", "DELETE", "DROP", "LEASE_BYTES", "LEASE_MAGIC", "LESSONS", "MOVE", "PUT_IF", "RELEASE",
-    "RENEW", "SWAP", "TOUCH", "Script", "lease_record",
+    "ACQUIRE", "ADD", "COMMIT", "DELETE", "DROP", "LEASE_BYTES", "LEASE_MAGIC", "LESSONS", "MOVE", "NAMES", "PUT_IF",
+    "RELEASE", "RENEW", "SWAP", "TOUCH", "Script", "lease_record",
 ]  # fmt: skip
 
 LEASE_BYTES: Final = 32
@@ -70,19 +70,22 @@ class Script:
     """A script, and what calls it.
 
     Attributes:
+        name: What spans call it.
         source: What the server runs.
         sha: What it knows it by.
     """
 
+    name: str
     source: str
     sha: str = field(init=False)
 
     def __post_init__(self) -> None:
-        """Work out its name."""
+        """Work out what servers call it."""
         object.__setattr__(self, "sha", sha1(self.source.encode(), usedforsecurity=False).hexdigest())
 
 
 PUT_IF: Final = Script(
+    "put_if",
     _COMMON
     + f"local v = first(KEYS[1], {HEAD - 1})"
     + """
@@ -90,12 +93,13 @@ if fresh(v, tonumber(ARGV[2])) ~= (ARGV[1] == 'present') then return v end
 if ARGV[3] == '' then redis.call('SET', KEYS[1], ARGV[4])
 else redis.call('SET', KEYS[1], ARGV[4], 'PX', ARGV[3]) end
 return 1
-"""
+""",
 )
 """Store if absent or present; else return the first `HEAD` bytes of what is there. Arguments: the condition, now,
 milliseconds to live or nothing, the bytes."""
 
 DELETE: Final = Script(
+    "delete",
     _COMMON
     + """
 local count, now = 0, tonumber(ARGV[1])
@@ -104,11 +108,12 @@ for _, key in ipairs(KEYS) do
   redis.call('UNLINK', key)
 end
 return count
-"""
+""",
 )
 """Remove the keys; how many were fresh. Argument: now."""
 
 TOUCH: Final = Script(
+    "touch",
     _COMMON
     + """
 local function packed(span)
@@ -127,12 +132,13 @@ local rest = fresh_until and grace and math.floor(grace * 1024)
 redis.call('SETRANGE', KEYS[1], at + 10, packed(span or nil) .. packed(rest or nil))
 if ARGV[4] == '' then redis.call('PERSIST', KEYS[1]) else redis.call('PEXPIRE', KEYS[1], ARGV[4]) end
 return 1
-"""
+""",
 )
 """Give a fresh entry new times. Arguments: now, until when it is fresh, its grace in seconds, milliseconds to live;
 each of the last three is nothing where it has no end."""
 
 ADD: Final = Script(
+    "add",
     _COMMON
     + """
 local key, now, delta, px, initial, crc = KEYS[1], tonumber(ARGV[1]), ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
@@ -167,7 +173,7 @@ local check = ''
 for shift = 24, 0, -8 do check = check .. string.char(bit.band(bit.rshift(c, shift), 255)) end
 redis.call('SET', key, string.sub(v, 1, 20) .. check .. sum, 'KEEPTTL')
 return sum
-"""
+""",
 )
 """Add to a counter and return the sum as text; or, in a list, the entry that only a codec can add to.
 
@@ -176,27 +182,30 @@ binding or nothing where counters are sealed. The addition is the server's own, 
 """
 
 SWAP: Final = Script(
+    "swap",
     """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 if ARGV[3] == 'keep' then redis.call('SET', KEYS[1], ARGV[2], 'KEEPTTL')
 elseif ARGV[3] == '' then redis.call('SET', KEYS[1], ARGV[2])
 else redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3]) end
 return 1
-"""
+""",
 )
 """Replace bytes by others if they are still those. Arguments: the old, the new, milliseconds to live, nothing, or
 ``keep`` for as long as the old had."""
 
 DROP: Final = Script(
+    "drop",
     """
 local v = redis.pcall('GET', KEYS[1])
 if type(v) ~= 'table' and v ~= ARGV[1] then return 0 end
 return redis.call('DEL', KEYS[1])
-"""
+""",
 )
 """Remove what cannot be read, if it is still that: another type than text, or these bytes. Argument: the bytes."""
 
 ACQUIRE: Final = Script(
+    "acquire",
     _COMMON
     + """
 local key, now, record, px = KEYS[1], tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3])
@@ -214,13 +223,14 @@ else
   outlive(key, px)
 end
 return time[1] .. string.format('%06d', time[2])
-"""
+""",
 )
 """Grant the lease, if nobody has it, and return its fencing number: the server's time in microseconds, which leaves
 nothing behind for each lock. Arguments: now, the lease, milliseconds to live, and for how many seconds another's is
 believed at most: a clock may have been set back."""
 
 RENEW: Final = Script(
+    "renew",
     _COMMON
     + """
 local key, now, token, record, px = KEYS[1], tonumber(ARGV[1]), ARGV[2], ARGV[3], tonumber(ARGV[4])
@@ -228,23 +238,25 @@ if not held(first(key, 31), token, now) then return 0 end
 redis.call('SETRANGE', key, 0, record)
 outlive(key, px)
 return 1
-"""
+""",
 )
 """Hold a lease longer, if it is still held. Arguments: now, the token, the lease, milliseconds to live."""
 
 COMMIT: Final = Script(
+    "commit",
     _COMMON
     + """
 if not held(first(KEYS[1], 31), ARGV[2], tonumber(ARGV[1])) then return 0 end
 if ARGV[3] == '' then redis.call('SET', KEYS[1], ARGV[4])
 else redis.call('SET', KEYS[1], ARGV[4], 'PX', ARGV[3]) end
 return 1
-"""
+""",
 )
 """Store and give the lease back, if it is still held. Arguments: now, the token, milliseconds to live or nothing, the
 bytes."""
 
 MOVE: Final = Script(
+    "move",
     _COMMON
     + """
 if not held(first(KEYS[1], 31), ARGV[2], tonumber(ARGV[1])) then
@@ -259,23 +271,26 @@ if moved.err then
 end
 if ARGV[3] == '' then redis.call('PERSIST', KEYS[1]) else redis.call('PEXPIRE', KEYS[1], ARGV[3]) end
 return 1
-"""
+""",
 )
 """As `COMMIT`, with what the second key holds instead of the bytes; when nothing is there, the lease is given back."""
 
 RELEASE: Final = Script(
+    "release",
     _COMMON
     + """
 local v = first(KEYS[1], 31)
 if not leased(v) or string.sub(v, 2, 17) ~= ARGV[1] then return 0 end
 release(KEYS[1])
 return 1
-"""
+""",
 )
 """Give a lease back, if it is the token's. Argument: the token."""
 
-LESSONS: Final = tuple(
-    pack(("SCRIPT", "LOAD", script.source))
-    for script in (PUT_IF, DELETE, TOUCH, ADD, SWAP, DROP, ACQUIRE, RENEW, COMMIT, MOVE, RELEASE)
-)
+_ALL: Final = (PUT_IF, DELETE, TOUCH, ADD, SWAP, DROP, ACQUIRE, RENEW, COMMIT, MOVE, RELEASE)
+
+NAMES: Final = {script.sha: script.name for script in _ALL}
+"""The scripts' names, by what servers know them by."""
+
+LESSONS: Final = tuple(pack(("SCRIPT", "LOAD", script.source)) for script in _ALL)
 """The commands by which a server comes to know all scripts."""
