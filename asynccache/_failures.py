@@ -74,7 +74,9 @@ class Failures:
         try:
             return await work
         except DecodeError as error:
-            self._hide(operation, BackendError(f"{operation}: {type(error).__name__}"))
+            failure = BackendError(f"{operation}: {type(error).__name__}")
+            failure.operation, failure.cache = operation, self._name
+            self._hide(operation, failure)
             return fallback
         except BackendError as error:
             await self.taken(operation, error)
@@ -115,6 +117,7 @@ class Failures:
         Raises:
             BackendError: ``on_error`` is ``"raise"``.
         """
+        failure.operation, failure.cache = operation, self._name
         try:
             if self._on_error == "raise":
                 raise failure
@@ -128,7 +131,9 @@ class Failures:
 
     def told(self, what: str, error: BaseException) -> None:
         """Report what a store tells of: a failure that no call raises."""
-        self._tell(error if isinstance(error, BackendError) else BackendError(f"{what}: {type(error).__name__}"))
+        failure = error if isinstance(error, BackendError) else BackendError(f"{what}: {type(error).__name__}")
+        failure.cache = self._name
+        self._tell(failure)
         self.report(what, error)
 
     def _tell(self, failure: BackendError) -> None:

@@ -53,10 +53,15 @@ class BackendError(CacheError):
     Attributes:
         reason: Why, in words for a log: without keys and values. Empty where only the kind of error is known.
         sent: Whether the store may have been asked; where it was not, nothing has happened there.
+        operation: What a cache asked of it: ``get``, ``set``, …, as in the metric ``cache.operation.duration``. Empty
+            where the store tells of something that no call has asked for.
+        cache: The name of that cache.
     """
 
     reason = ""
     sent = True
+    operation = ""
+    cache = ""
 
 
 class BackendUnavailable(BackendError):

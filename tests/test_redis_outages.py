@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import pickle
 import random
 import socket
 import statistics
@@ -435,6 +436,36 @@ async def test_hidden_failure_reaches_hook_and_counter(call: str, server: Server
         await CALLS[call](cache)
         assert len(told) == cache.stats().errors > before
         assert all(isinstance(error, CacheError) for error in told)
+
+
+async def test_a_failure_says_where_it_was(server: Server, proxy: FaultProxy) -> None:
+    """A hook, and who catches the exception, know the server, the operation and the cache; also in another process."""
+    told: list[BackendError] = []
+    async with (
+        Cache(proxy.url, name="sessions", on_error=told.append) as cache,
+        Cache(proxy.url, name="orders", on_error="raise") as loud,
+    ):
+        assert await cache.set("k", 1)
+        assert await loud.set("k", 1)
+        server.command("SET", "foreign", "no entry")
+        assert await cache.get("foreign") is None
+        proxy.refuse()
+        await comes(lambda: breaker_of(cache) != "closed")
+        await cache.get("k")
+        await cache.delete("k")
+        for _ in range(2):
+            with pytest.raises(BackendUnavailable) as caught:
+                await loud.incr("n")
+            told.append(pickle.loads(pickle.dumps(caught.value)))
+    foreign, *away = told
+    assert (foreign.cache, foreign.operation) == ("sessions", "")
+    assert [(error.cache, error.operation) for error in away] == [
+        ("sessions", "get"),
+        ("sessions", "delete"),
+        ("orders", "incr"),
+        ("orders", "incr"),
+    ]
+    assert all(f"redis at 127.0.0.1:{proxy.port}: " in str(error) for error in away)
 
 
 @pytest.mark.parametrize("call", CALLS)
