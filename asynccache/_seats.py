@@ -239,7 +239,14 @@ class Seats:
         self.copies.disturb(key)
         if life is None:
             life = Life(now) if ttl is None else Life(now, now + ttl, now + ttl)
-        entry = await self.entry(value, life, shape)
+        replaced = [key] if only_if is None else []
+        try:
+            entry = await self.entry(value, life, shape)
+        except BackendError:
+            await self.stored.forfeit(replaced)
+            raise
+        if entry is None:
+            await self.stored.forfeit(replaced)
         stored = None if entry is None else await self.stored.put(key, entry, only_if)
         self.copies.disturb(key)
         if stored:
@@ -286,18 +293,24 @@ class Seats:
     ) -> bool:
         """Store all in both seats, in one round trip, but for those that a write has overtaken meanwhile."""
         taken = sent = True
-        if self.remote is not None:
+        if self.remote is not None and self.stored is not None:
             entries = {}
             versions: dict[tuple[str, ...], Mapping[str, str] | None] = {}  # most have the same tags
-            for key, value in values.items():
-                self.copies.disturb(key)
-                life = lives[key]
-                life.versions = life.versions or versions.get(life.tags)
-                entry = await self.entry(value, life, shape)
-                versions[life.tags] = life.versions
-                if entry is not None:
-                    entries[key] = entry
+            try:
+                for key, value in values.items():
+                    self.copies.disturb(key)
+                    life = lives[key]
+                    life.versions = life.versions or versions.get(life.tags)
+                    entry = await self.entry(value, life, shape)
+                    versions[life.tags] = life.versions
+                    if entry is not None:
+                        entries[key] = entry
+            except BackendError:
+                await self.stored.forfeit(list(values))
+                raise
             taken = len(entries) == len(values)
+            if not taken:
+                await self.stored.forfeit([key for key in values if key not in entries])
             entries = {key: entry for key, entry in entries.items() if not overtaken(key)}
             sent = await self.attempt("set_many", _done(self.remote.set_many(entries)), False)
             taken = taken and sent

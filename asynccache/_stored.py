@@ -1,15 +1,21 @@
 """What a remote store has, as far as tags let it be seen: a store knows nothing of them."""
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import final
+from contextlib import suppress
+from typing import Final, final
 
 from asynccache._copies import Copies
 from asynccache._failures import Failures
 from asynccache._tags import RemoteTags, record_key
-from asynccache.backend import Backend, OnlyIf
+from asynccache.backend import Backend, Lease, OnlyIf
 from asynccache.entry import MISSING, Entry
+from asynccache.errors import BackendError
 
 __all__ = ["Stored"]
+
+_MOST_TRIES: Final = 5
+_REPLACED_SECONDS: Final = 1.0
+_FAILED: Final = Lease("", "")
 
 
 @final
@@ -62,17 +68,63 @@ class Stored:
         if only_if == "absent":
             return await self._add(key, entry)
         if only_if == "present":
-            found = await self._head(key)
-            if found is not None and await self.entry(key, found) is None:
-                return False
+            hidden = await self._hidden(await self._head(key))
+            if hidden is not False:
+                return None if hidden is None else False
         return await self._attempt("set", self._remote.set(key, entry, only_if=only_if), None)
 
+    async def forfeit(self, keys: Sequence[str]) -> None:
+        """Remove what is not what was to be stored and could not be: now, or when the store can be asked again."""
+        if keys:
+            with suppress(BackendError):  # the failure that led to this has been told
+                await self._remote.delete(keys)
+
     async def _add(self, key: str, entry: Entry) -> bool | None:
-        stored, there = await self._try_to_add(key, entry)
-        if there is not None and await self.entry(key, there) is None:
+        for _ in range(_MOST_TRIES):  # it is there again, or gone again, as often as others write it meanwhile
+            stored, there = await self._try_to_add(key, entry)
+            if there is None:
+                return stored
+            hidden = await self._hidden(there)
+            if not hidden:
+                return hidden
+            replaced = await self._replace(key, entry)
+            if replaced is not False:
+                return replaced
+        return False
+
+    async def _replace(self, key: str, entry: Entry) -> bool | None:
+        """Store an entry in place of what tags hide, and of nothing else; ``False`` when somebody else has written or
+        is about to, ``None`` when the store failed.
+
+        By a lease, which anybody's write voids: a store cannot be asked to replace what is hidden.
+        """
+        leases = self._remote.leases
+        if leases is None:
             await self._attempt("delete", self._remote.delete([key]), 0)
-            stored, _ = await self._try_to_add(key, entry)
-        return stored
+            return await self._attempt("set", self._remote.set(key, entry, only_if="absent"), None)
+        lease = await self._attempt("lease", leases.acquire(key, ttl=_REPLACED_SECONDS), _FAILED)
+        if lease is _FAILED:
+            return None
+        if lease is None:
+            waited = await self._attempt("wait", leases.wait(key, timeout=_REPLACED_SECONDS), _FAILED)
+            return None if waited is _FAILED else False
+        try:
+            there = await self._head(key)
+            hidden = there is None or await self._hidden(there)
+            if not hidden:
+                return hidden
+            given, lease = lease, None
+            return await self._attempt("commit", leases.commit(given, entry), None)
+        finally:
+            if lease is not None:
+                leases.abandon(lease)
+
+    async def _hidden(self, entry: Entry | None) -> bool | None:
+        """Whether an entry that is there is hidden by its tags; ``None`` when nobody knows."""
+        if entry is None or not entry.tags:
+            return False
+        versions = await self._asked(entry.tags)
+        return None if versions is None else not _valid(entry, versions)
 
     async def _try_to_add(self, key: str, entry: Entry) -> tuple[bool | None, Entry | None]:
         """As `put`, by the store's notion of what is absent; and what is there instead."""
@@ -95,13 +147,17 @@ class Stored:
 
     async def _versions(self, tags: Collection[str]) -> Mapping[str, str]:
         """The versions that the tags have now; none when the store fails: then no entry that has one is believed."""
+        return await self._asked(tags) or {}
+
+    async def _asked(self, tags: Collection[str]) -> Mapping[str, str] | None:
         if not tags:
             return {}
         keys = [record_key(tag) for tag in tags]
         token = self._copies.reading(keys)
         try:
-            versions: Mapping[str, str] = await self._attempt("get_many", self.tags.current(tags), {})
-            self._copies.read_versions(versions, token)
+            versions: Mapping[str, str] | None = await self._attempt("get_many", self.tags.current(tags), None)
+            if versions is not None:
+                self._copies.read_versions(versions, token)
             return versions
         finally:
             self._copies.read(keys, token)
