@@ -118,7 +118,7 @@ REFUSED = (
     ("WAIT", 1, 0), ("WAITAOF", 1, 0, 0), ("SELECT", 1), ("AUTH", "x"), ("HELLO", 2), ("RESET",), ("QUIT",),
     ("SYNC",), ("PSYNC", "?", -1), ("READONLY",), ("READWRITE",), ("ASKING",), ("CLIENT", "REPLY", "OFF"),
     ("CLIENT", "TRACKING", "OFF"), ("CLIENT", "CACHING", "YES"), ("CLIENT", "SETNAME", "x"),
-    ("CLIENT", "NO-TOUCH", "ON"), ("CLIENT", "PAUSE", 1),
+    ("CLIENT", "NO-TOUCH", "ON"),
     ("XREAD", "BLOCK", 0, "STREAMS", "a", "$"), ("XREADGROUP", "GROUP", "g", "c", "BLOCK", 0, "STREAMS", "a", ">"),
 )  # fmt: skip
 

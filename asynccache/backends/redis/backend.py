@@ -298,13 +298,13 @@ class RedisBackend:
                 await self.leases.aclose(self._pools[here])
             await self._pools[here].repayment.at_closing()
             await answered(self._pools[here].links())
+        self.intents.tell(last=True)  # who is cut off from now on is told by his exception
         pools, self._pools, self._latest = self._pools, {}, (None, None)
         for loop, pool in pools.items():
             if loop is here:
                 await pool.aclose()
             else:
                 pool.call(pool.close)
-        self.intents.tell(last=True)
 
     def __repr__(self) -> str:
         return f"<RedisBackend {self.settings.topology} {', '.join(map(str, self.settings.addresses))}>"

@@ -34,7 +34,7 @@ _KEY_PLACES: Final = {
 """Where a command's first key stands, if it is not its first argument."""
 
 _FOR_ALL: Final = frozenset((
-    "CACHING", "KILL", "NO-EVICT", "NO-TOUCH", "PAUSE", "REPLY", "SETINFO", "SETNAME", "TRACKING", "UNPAUSE",
+    "CACHING", "NO-EVICT", "NO-TOUCH", "REPLY", "SETINFO", "SETNAME", "TRACKING",
 ))  # fmt: skip
 """What `CLIENT` would do to all who share a connection."""
 
