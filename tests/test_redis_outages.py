@@ -1675,23 +1675,30 @@ async def test_connections_that_the_server_ends_cost_nothing(server: Server) -> 
 # Ways to connect
 
 
+@pytest.mark.parametrize("dead", ["silent", "refusing"])
 async def test_a_name_whose_first_address_does_not_answer(
-    server: Server, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+    server: Server, monkeypatch: pytest.MonkeyPatch, dead: str
 ) -> None:
-    """As with a dead pod, or a way by IPv6 that there is not: the next address is tried beside it."""
+    """As with a dead pod, or a way by IPv6 that there is not: one that refuses is followed by the next at once, and
+    another attempt begins with another one."""
     loop = asyncio.get_running_loop()
-    usual = loop.getaddrinfo
+    usual = loop.create_connection
 
-    async def both(host: str, *args: Any, **options: Any) -> Any:
-        if host != "several":
-            return await usual(host, *args, **options)
-        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", address) for address in (proxy.address, server.address)]
+    async def found(host: str, port: int, **_: Any) -> Any:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (place, port)) for place in ("127.0.0.2", "127.0.0.1")]
 
-    monkeypatch.setattr(loop, "getaddrinfo", both)
-    proxy.hold_connects()
-    async with Cache("redis://several:6379?timeout=5s&connect_timeout=5s", on_error="raise") as cache:
-        assert await cache.set("key", "value")
-    proxy.healthy()
+    async def connect(protocol: Any, host: str, port: int, **options: Any) -> Any:
+        if host == "127.0.0.2" and dead == "silent":
+            await asyncio.Event().wait()
+        return await usual(protocol, "127.0.0.1", 1 if host == "127.0.0.2" else port, **options)
+
+    monkeypatch.setattr(loop, "getaddrinfo", found)
+    monkeypatch.setattr(loop, "create_connection", connect)
+    async with Cache(f"redis://several:{server.port}?connect_timeout=200ms") as cache:
+        if dead == "refusing":
+            assert await cache.set("key", "value")
+        await until(lambda: cache.set("key", "value"))
+        assert cache.redis._store.pool().link(b"").attempts == (2 if dead == "silent" else 1)
 
 
 async def test_name_server_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -149,7 +149,8 @@ def starts(connection: sqlite3.Connection, keys: Sequence[str], now: int, most: 
     found = {}
     for some in _slices(keys):
         rows = connection.execute(
-            "select key, substr(cast(data as blob), 1, ?), fresh, expires from entries "
+            # A part of no bytes is null to SQLite.
+            "select key, coalesce(substr(cast(data as blob), 1, ?), x''), fresh, expires from entries "
             f"where key in ({','.join('?' * len(some))}) and expires > ?",
             (most, *some, now),
         )

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from contextvars import Context
 from functools import partial
+from ipaddress import ip_address
 from typing import Any, Final, Protocol, final
 
 from asynccache._background import Background
@@ -38,7 +39,6 @@ _log: Final = logging.getLogger("asynccache")
 _IDLE_SECONDS: Final = 1.0
 _DROP_SECONDS: Final = 1.0
 _LEAST_PAUSE: Final = 0.05
-_NEXT_ADDRESS_SECONDS: Final = 0.1
 _LAST_SECONDS: Final = 1.0
 _ANSWERED_SECONDS: Final = 0.25
 _TAUGHT_SECONDS: Final = 1.0  # who misses a script that long after they were all sent brings it himself
@@ -295,22 +295,31 @@ class Link:
             wire.close(failure)
 
     async def _connect(self, wire: Wire) -> None:
-        settings, loop = self._owner.settings, self._loop
         address = self.address = await self._locate()
         if isinstance(address, str):
-            await loop.create_unix_connection(lambda: wire, address)
+            await self._loop.create_unix_connection(lambda: wire, address)
             return
-        # A name may have addresses that do not answer: asyncio tries the next beside them, uvloop one after another.
-        eyeballs: dict[str, Any] = (
-            {"happy_eyeballs_delay": _NEXT_ADDRESS_SECONDS} if isinstance(loop, asyncio.BaseEventLoop) else {}
-        )
-        transport, _ = await loop.create_connection(
-            lambda: wire,
-            *address,
-            ssl=settings.context,
-            server_hostname=None if settings.context is None else address[0],
-            **eyeballs,
-        )
+        *others, last = await self._hosts(*address)
+        for host in others:
+            with suppress(OSError):
+                await self._reach(wire, host, *address)
+                return
+        await self._reach(wire, last, *address)
+
+    async def _hosts(self, name: str, port: int) -> list[str]:
+        """The addresses of a name. Each attempt begins with another one: the first may never answer, and has all the
+        time of the attempt."""
+        with suppress(ValueError):
+            return [str(ip_address(name))]
+        found = await self._loop.getaddrinfo(name, port, type=socket.SOCK_STREAM)
+        hosts = list(dict.fromkeys([str(place[0]) for *_, place in found])) or [name]
+        first = (self.attempts - 1) % len(hosts)
+        return hosts[first:] + hosts[:first]
+
+    async def _reach(self, wire: Wire, host: str, name: str, port: int) -> None:
+        context = self._owner.settings.context
+        server = None if context is None else name
+        transport, _ = await self._loop.create_connection(lambda: wire, host, port, ssl=context, server_hostname=server)
         raw = transport.get_extra_info("socket")
         if raw is not None:
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

@@ -88,7 +88,8 @@ async def remove_many(store: Store, pool: Pool, names: Sequence[bytes]) -> int:
         try:
             count += await _remove(store, pool, names[start : start + _REMOVED_AT_ONCE])
         except BaseException:
-            store.owe(pool, names[start + _REMOVED_AT_ONCE :])
+            if rest := names[start + _REMOVED_AT_ONCE :]:
+                store.owe(pool, rest)
             raise
     return count
 
