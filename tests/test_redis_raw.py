@@ -243,6 +243,7 @@ async def test_a_pipeline_longer_than_the_window(store):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(60)
 async def test_a_hundred_thousand_keys_at_once(url):
     """More than may wait at a time: they are stored, found and removed all the same, given the time."""
     async with cached(url + "?timeout=10s") as cache:
