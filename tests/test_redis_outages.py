@@ -1672,6 +1672,24 @@ async def test_connections_that_the_server_ends_cost_nothing(server: Server) -> 
         assert cache.stats().errors == 0
 
 
+@pytest.mark.parametrize("trouble", ["refused", "lost"])
+async def test_an_entry_whose_use_could_not_be_told_stays(server: Server, proxy: FaultProxy, trouble: str) -> None:
+    """It has the time that it had: a session does not end because the server was away when it was used."""
+    async with Cache(proxy.url, policy=Policy(ttl=60, sliding=True)) as cache:
+        await cache.set("session", "value", 20)  # of a minute more than a tenth has passed: the next hit tells of it
+        if trouble == "refused":
+            proxy.error_replies(BUSY, only=("EVALSHA",))
+        else:
+            proxy.drop_replies("EVALSHA")
+        assert await cache.get("session") == "value"
+        await comes(lambda: cache.stats().errors)
+        proxy.healthy()
+        await until(lambda: well(cache))
+        assert await cache.get("session") == "value"
+    async with Cache(server.url) as other:
+        assert await other.get("session") == "value"
+
+
 # Ways to connect
 
 

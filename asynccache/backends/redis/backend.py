@@ -256,11 +256,8 @@ class RedisBackend:
             return await self.plain.touch(name, left)
         fresh = "" if fresh_until == math.inf else repr(fresh_until + offset)
         grace = "" if expires_at == math.inf or fresh == "" else repr(max(expires_at - fresh_until, 0.0))
-        try:
-            return bool(await pool.run(name, TOUCH, (name,), now + offset, fresh, grace, left))
-        except BaseException:
-            self.owe(pool, (name,))
-            raise
+        # When it fails nothing is owed: the value is what it was, and good for the time that it had.
+        return bool(await pool.run(name, TOUCH, (name,), now + offset, fresh, grace, left))
 
     async def incr(self, key: str, delta: int, *, ttl: float | None) -> int:
         """Add to a counter; sent once, whether or not the reply comes."""
