@@ -77,7 +77,7 @@ class Stored:
         """Remove what is not what was to be stored and could not be: now, or when the store can be asked again."""
         if keys:
             with suppress(BackendError):  # the failure that led to this has been told
-                await self._remote.delete(keys)
+                await self._attempt("delete", self._remote.delete(keys), 0)
 
     async def _add(self, key: str, entry: Entry) -> bool | None:
         for _ in range(_MOST_TRIES):  # it is there again, or gone again, as often as others write it meanwhile

@@ -492,7 +492,7 @@ async def test_a_hit_gives_the_whole_ttl_again(make, clock, hit):
         clock.travel(8)
         assert await hit(cache) == "value"
         for _ in range(5_000):  # a store outside of the process is told behind the hit
-            if await cache.ttl("key") == pytest.approx(10, abs=0.01):
+            if await cache.ttl("key") == pytest.approx(10, abs=0.01) and not cache._core.seats._sliding:
                 break
             await asyncio.sleep(0.001)
         assert await cache.ttl("key") == pytest.approx(10, abs=0.01)

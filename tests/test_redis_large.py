@@ -15,6 +15,7 @@ from waiting import comes, turns, until
 from asynccache import BackendError, Cache, Entry
 from asynccache.backends.redis.reading import CHUNK
 from asynccache.backends.redis.scripts import MOVE
+from asynccache.backends.redis.wire import pack
 from asynccache.codec import Codec
 
 BYTES = Codec("bytes")
@@ -252,3 +253,30 @@ async def test_a_large_value_is_read_beside_large_writes(server: Server, url: st
             for writer in writers:
                 writer.cancel()
             await asyncio.wait(writers)
+
+
+async def test_a_large_write_is_not_overtaken_by_a_repaid_deletion(server: Server, url: str) -> None:
+    """It goes by another connection than the deletion, of which a second one may be on its way when the first has been
+    answered."""
+    value = os.urandom(200_000)
+    async with Cache(url + "?timeout=10s", codec=BYTES, on_error="raise") as cache:
+        await cache.set("key", b"old", 60)
+        store = cache.redis._store
+        pool = store.pool()
+        gates = [pool.link(b"key").ask(pack(("BLPOP", "gate 0", 0)))]
+        store.intents.add([b"key"])
+        writing = asyncio.ensure_future(cache.set("key", value, 60))
+        await turns()
+        gates.append(pool.link(b"key").ask(pack(("BLPOP", "gate 1", 0))))
+        paying = asyncio.ensure_future(pool.repayment._pay(store.intents.some()))
+        await turns()
+        server.command("EVAL", PUSH, 1, "gate 0", url.rpartition("/")[2])
+        await gates[0]
+        await asyncio.sleep(0.1)
+        server.command("EVAL", PUSH, 1, "gate 1", url.rpartition("/")[2])
+        await asyncio.gather(gates[1], paying)
+        assert await writing
+        assert await cache.get("key") == value
+
+
+PUSH = "redis.call('SELECT', ARGV[1]) redis.call('RPUSH', KEYS[1], 1)"

@@ -42,8 +42,10 @@ async def put(store: Store, pool: Pool, name: bytes, data: Sequence[bytes], left
     """
     command = Pieces.of((b"SET", name), data, () if left == "" else (b"PX", left))
     await store.settle(pool, (name,))
+    await pool.repayment.over(name)
     while name in pool.large_writes:  # several may have waited for the same one
         await store.settle(pool, (name,))
+        await pool.repayment.over(name)
     link = pool.large(pool.link(name), out=True)
     try:
         asked = link.ask(command, KEPT)

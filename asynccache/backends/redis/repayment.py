@@ -50,6 +50,7 @@ class Repayment:
         self._intents = intents
         self._background = background
         self._going_on = False
+        self._under_way: list[tuple[set[bytes], asyncio.Future[None]]] = []
         self._informed: set[Link] = set()  # those whose servers know the script, as far as is known
 
     def at_once(self, debt: Debt) -> None:
@@ -104,6 +105,13 @@ class Repayment:
         if debts:
             all_told(await self._pay(debts))
 
+    async def over(self, name: bytes) -> None:
+        """Return when no deletion of the key is on its way: what another connection writes might come before it, though
+        the debt has been paid by another deletion meanwhile."""
+        for names, ended in list(self._under_way):
+            if name in names:
+                await asyncio.shield(ended)
+
     async def at_closing(self) -> None:
         """Pay all, as far as that can be; leases lapse by themselves, and are not waited for as long as deletions."""
         debts = self._intents.some()
@@ -141,7 +149,13 @@ class Repayment:
         commands = [
             (group[0].name, _deletion(group) if group[0].token is None else group[0].command) for group in groups
         ]
-        replies = await self._servers.ask_all(commands, RELEASE)
+        under_way = {debt.name for debt in debts if debt.token is None}, asyncio.get_running_loop().create_future()
+        self._under_way.append(under_way)
+        try:
+            replies = await self._servers.ask_all(commands, RELEASE)
+        finally:
+            self._under_way.remove(under_way)
+            under_way[1].set_result(None)
         for group, reply in zip(groups, replies, strict=True):
             self._settle(group, reply)
         return replies
