@@ -110,7 +110,7 @@ class Repayment:
         the debt has been paid by another deletion meanwhile."""
         for names, ended in list(self._under_way):
             if name in names:
-                await asyncio.shield(ended)
+                await asyncio.wait([ended])  # which is everybody's: a caller who is cancelled does not cancel it
 
     async def at_closing(self) -> None:
         """Pay all, as far as that can be; leases lapse by themselves, and are not waited for as long as deletions."""
