@@ -13,6 +13,8 @@ from waiting import until
 from asynccache import Cache, MemoryBackend, NotSupported, Telemetry
 from asynccache.testing import sandbox
 
+pytestmark = pytest.mark.slow
+
 Open = Callable[..., Cache]
 
 

@@ -14,6 +14,8 @@ import pytest
 
 from asynccache import Cache, CacheClosed, LoadCancelled, LoadTimeout
 
+pytestmark = pytest.mark.slow
+
 
 def run_script(script: str, *, strict: bool = True) -> tuple[int, str, str]:
     """Runs a program in development mode, with warnings as errors, and gives its exit code, output and complaints."""

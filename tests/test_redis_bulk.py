@@ -16,6 +16,8 @@ from asynccache import Cache
 from asynccache.codec import Codec
 from asynccache.serializers.plain import StrSerializer
 
+pytestmark = pytest.mark.slow
+
 NAMES = [f"{number:06}" for number in range(25_000)]
 
 

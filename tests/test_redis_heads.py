@@ -14,6 +14,8 @@ from test_redis_shortcut import cost
 from asynccache import MISSING, Cache
 from asynccache.codec import Codec
 
+pytestmark = pytest.mark.slow
+
 BYTES = Codec("bytes")
 SECRET = "0123456789abcdef"
 CODECS: dict[str, Any] = {

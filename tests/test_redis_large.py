@@ -18,6 +18,8 @@ from asynccache.backends.redis.scripts import MOVE
 from asynccache.backends.redis.wire import pack
 from asynccache.codec import Codec
 
+pytestmark = pytest.mark.slow
+
 BYTES = Codec("bytes")
 
 

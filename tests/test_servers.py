@@ -31,6 +31,8 @@ from redis.retry import Retry
 from server_groups import Cluster, Sentinels
 from servers import Server, ServerError, certificates, flavours, has_tls, wait_until
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parent
 SentinelClient: Any = redis.Sentinel  # has no types
 ClusterNode: Any = redis.cluster.ClusterNode  # ditto

@@ -12,6 +12,8 @@ from waiting import until
 
 from asynccache import BackendError, Cache
 
+pytestmark = pytest.mark.slow
+
 BUSY = b"-BUSY x\r\n"
 
 Open = Callable[[], Cache]
