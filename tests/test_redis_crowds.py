@@ -39,26 +39,34 @@ async def test_a_stall_of_the_loop_is_no_silence_of_the_server(url: str, count: 
         assert link_of(cache).attempts == 1
 
 
+_MOST_ROUNDS = 5
+
+
 async def test_a_crowd_that_takes_longer_than_the_timeout(url: str) -> None:
-    """Thousands of cold keys at once: they are loaded once and stored, though the last is asked for long after the
-    first. A few may fail, on a machine on which the server has no processor either."""
-    failures: Counter[str] = Counter()
+    """Thousands of cold keys at once: they are loaded and stored, though the last is asked for long after the first.
+    Some may fail, on a machine on which the server has no processor either: they are stored the next time."""
     loads: Counter[str] = Counter()
     keys = [f"k{number}" for number in range(6_000)]
-    few = len(keys) // 4
 
     async def load(key: str) -> str:
         loads[key] += 1
         return key
 
-    async with Cache(url, on_error=lambda error: failures.update([str(error)])) as cache:
-        for _ in range(2):
+    async with Cache(url) as cache:
+        for _ in range(_MOST_ROUNDS):
+            before = loads.total()
             loaded = [cache.get_or_set(key, lambda key=key: load(key), 600) for key in keys]
             assert await asyncio.gather(*loaded) == keys
-        assert loads.total() <= len(keys) + few
-        deleted = await asyncio.gather(*[cache.delete(key) for key in keys])
-        assert deleted.count(True) >= len(keys) - few
-        assert failures.total() <= few, failures
+            if loads.total() == before:
+                break
+        else:
+            pytest.fail(f"never warm: {loads.total()} loads")
+        for _ in range(_MOST_ROUNDS):
+            await asyncio.gather(*[cache.delete(key) for key in keys])
+            if not await cache.redis.command("DBSIZE"):
+                break
+        else:
+            pytest.fail("never deleted")
 
 
 async def test_a_server_that_knows_no_script_is_taught_once(url: str, server: Server) -> None:
