@@ -3,13 +3,15 @@
 import asyncio
 import gc
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from fault_proxy import FaultProxy
 from servers import Server, flavours, has_tls
-from stores import FLAVOURS, emptied, server_of
+from stores import FLAVOURS, Open, emptied, server_of
 
+from asynccache import Cache
 from asynccache.testing import TravellingClock
 
 _DEBIAN = "redis" in flavours() and has_tls("redis")
@@ -59,6 +61,21 @@ def proxy(server: Server) -> Iterator[FaultProxy]:
     """A way to the test's server that can be made bad."""
     with FaultProxy(*server.address) as proxy:
         yield proxy
+
+
+@pytest.fixture(params=["redis", "file"])
+async def opened(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Open]:
+    """Opens the cache of one more process, on a store that all of them share."""
+    place = request.getfixturevalue("url") if request.param == "redis" else f"file://{tmp_path / 'store'}"
+    caches: list[Cache] = []
+
+    def another() -> Cache:
+        caches.append(Cache(place, namespace="n", ttl="1m", on_error="raise"))
+        return caches[-1]
+
+    yield another
+    for cache in caches:
+        await cache.aclose()
 
 
 @pytest.fixture

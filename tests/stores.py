@@ -17,12 +17,15 @@ from asynccache.backends.redis import RedisBackend, open_redis
 from asynccache.clock import Clock, SystemClock
 from examples.custom_backend import ToyBackend, ToyServer
 
-__all__ = ["FLAVOURS", "STORES", "emptied", "on_redis", "opened", "server_of"]
+__all__ = ["FLAVOURS", "STORES", "Open", "emptied", "on_redis", "opened", "server_of"]
 
 FLAVOURS = flavours()
 """The kinds of Redis servers that there are here: at least one, or the suite cannot run."""
 
 Store = Backend | MemoryBackend
+
+Open = Callable[[], Cache]
+"""Opens the cache of one more process."""
 
 _DATABASES = itertools.cycle(range(16))
 

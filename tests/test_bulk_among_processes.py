@@ -2,20 +2,18 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from fault_proxy import FaultProxy
 from servers import Server
+from stores import Open
 from waiting import comes, until
 
 from asynccache import BackendError, Cache
 from asynccache.backend import Lease
 from examples.custom_backend import ToyBackend
-
-Open = Callable[[], Cache]
 
 
 class Source:
@@ -47,21 +45,6 @@ class Source:
 @pytest.fixture
 def source() -> Source:
     return Source()
-
-
-@pytest.fixture(params=["redis", "file"])
-async def opened(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Open]:
-    """Opens the cache of one more process."""
-    place = request.getfixturevalue("url") if request.param == "redis" else f"file://{tmp_path / 'store'}"
-    caches: list[Cache] = []
-
-    def another() -> Cache:
-        caches.append(Cache(place, namespace="n", ttl="1m", on_error="raise"))
-        return caches[-1]
-
-    yield another
-    for cache in caches:
-        await cache.aclose()
 
 
 async def test_what_another_process_loads_is_waited_for(opened: Open, source: Source) -> None:

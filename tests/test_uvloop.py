@@ -86,8 +86,6 @@ async def callers_that_are_cancelled(url: str, server: Server) -> None:
                 call.cancel()
             answers = await asyncio.gather(*calls, return_exceptions=True)
             assert answers[1::2] == ["value"] * 50
-        store = cache._core.remote
-        assert store is not None
         async with cache.lock("lock", ttl=60) as fence:
             assert fence is not None
         await comes(lambda: not len(cache._core.loader.flights.background))
